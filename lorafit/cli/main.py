@@ -1,0 +1,206 @@
+"""`lorafit VERB …`: arguments in, exit code out."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorafit import __version__
+from lorafit.errors import EXIT_CODES, LorafitError
+
+STARTED_S = time.perf_counter()
+
+_EXITS = "  ".join(f"{code}: {meaning}." for code, meaning in EXIT_CODES.items())
+app = typer.Typer(
+    help="LoRA fine-tuning driven by YAML recipes.",
+    epilog=f"Exit codes.  {_EXITS}",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="SECTION.KEY=VALUE", show_default=False,
+    help="Override a key of the recipe, for example --set adapter.rank=8. Repeatable.")]
+Trained = Annotated[Path, typer.Argument(
+    metavar="RUN|ADAPTER", show_default=False,
+    help="A run directory, one of its checkpoints, or an adapter directory.")]
+Base = Annotated[str | None, typer.Option(
+    help="Base model to use in place of the one that the adapter names.", show_default=False)]
+Output = Annotated[Path | None, typer.Option(
+    "--output", "-o", help="Directory to write; it must not exist yet.", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+          ) -> None:
+    if version:
+        print(f"lorafit {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    recipe_path: RecipePath,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(
+        "--resume", help="Go on from the newest intact checkpoint of the run.")] = False,
+    processes: Annotated[int | None, typer.Option(
+        "--num-processes", min=1, show_default=False,
+        help="Ranks to train on; all GPUs, or 1 on a CPU, if left out.")] = None,
+    smoke: Annotated[bool, typer.Option(
+        "--smoke", help="Run the recipe on a shrunken model of random weights for a few steps, "
+        "then merge and export: seconds, offline, nothing kept.")] = False,
+) -> None:
+    """Train an adapter as a recipe says.
+
+    Also works when started by `accelerate launch -m lorafit train …` or torchrun.
+    """
+    from lorafit.cli import verbs
+
+    verbs.train(recipe_path, overrides or [], resume=resume, processes=processes, smoke=smoke,
+                started_s=STARTED_S)
+
+
+@app.command()
+def check(recipe_path: RecipePath, overrides: Overrides = None) -> None:
+    """Validate a recipe against its data and its model, without loading weights.
+
+    Prints what would be trained: rows, tokens, layers, parameters, and what `auto` means here.
+    """
+    from lorafit.cli import verbs
+
+    verbs.check(recipe_path, overrides or [])
+
+
+@app.command()
+def init(
+    model: Annotated[str, typer.Option(help="Base model: a directory, a hub id, or tiny.")] = "tiny",
+    data: Annotated[Path, typer.Option(help="File with training rows.", show_default=False)] = ...,
+    evaluation: Annotated[Path | None, typer.Option(
+        "--eval", help="File with held-out rows.", show_default=False)] = None,
+    quantization: Annotated[str, typer.Option(
+        help="Storage of the base: none, nf4, fp4 or int8.")] = "none",
+    output: Annotated[Path, typer.Option(
+        "--output", "-o", help="Recipe to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented starter recipe for a model and a data file."""
+    from lorafit.cli import verbs
+
+    verbs.init(model, data, evaluation, quantization, output)
+
+
+@app.command()
+def schema(
+    markdown: Annotated[bool, typer.Option(
+        "--markdown", help="Print the reference page instead.")] = False,
+) -> None:
+    """Print the JSON schema of recipes, for editors and scripts."""
+    from lorafit.recipe import reference
+
+    sys.stdout.write(reference.markdown() if markdown else reference.json_schema())
+
+
+@app.command()
+def generate(
+    trained: Trained,
+    prompt: Annotated[str, typer.Option(
+        "--prompt", "-p", help="What to answer.", show_default=False)] = ...,
+    which: Annotated[str, typer.Option(
+        "--with", help="Who answers: base, adapter or both side by side.")] = "both",
+    base: Base = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(
+        min=0, help="0 takes the most likely token at each step.")] = 0.0,
+    top_p: Annotated[float, typer.Option(
+        min=0.01, max=1, help="Draw from the most likely tokens of this total probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawing.")] = 0,
+) -> None:
+    """Answer a prompt with the base, the adapter, or both side by side."""
+    from lorafit.cli import verbs
+
+    verbs.generate(trained, prompt, which, base, max_new_tokens, temperature, top_p, seed)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A finished run.", show_default=False)],
+    rows: Annotated[int | None, typer.Option(
+        min=1, help="Use only the first held-out rows.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    samples: Annotated[int, typer.Option(min=0, help="Sample answers to print.")] = 4,
+) -> None:
+    """Answer a run's held-out prompts with base and adapter; count exact matches."""
+    from lorafit.cli import verbs
+
+    verbs.evaluate(run, rows, max_new_tokens, samples)
+
+
+@app.command()
+def merge(
+    trained: Trained,
+    output: Output = None,
+    base: Base = None,
+    dtype: Annotated[str | None, typer.Option(
+        help="Convert the weights: float32, bfloat16 or float16. As on disk if left out.",
+        show_default=False)] = None,
+) -> None:
+    """Write base and adapter as one full-precision model, and check it against the two."""
+    from lorafit.cli import verbs
+
+    verbs.merge(trained, output, base, dtype)
+
+
+@app.command(name="export-adapter")
+def export_adapter(trained: Trained, output: Output = None, base: Base = None) -> None:
+    """Write the adapter with its tokenizer in peft's format, and check it with plain peft."""
+    from lorafit.cli import verbs
+
+    verbs.export_adapter(trained, output, base)
+
+
+def main() -> None:
+    """Run the command line; the process ends with one of errors.EXIT_CODES."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    from lorafit.launch import is_main_rank
+
+    try:
+        result = app(standalone_mode=False)
+    except LorafitError as error:
+        # Every rank finds the same mistake; one of them says so.
+        if is_main_rank():
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except typer.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # wrong usage of the command
+            error.show()
+            return int(error.exit_code)
+        if (message := _machine_trouble(error)) is not None:
+            print(f"error: {message}", file=sys.stderr)
+            return 3
+        raise
+    return result if isinstance(result, int) else 0
+
+
+def _machine_trouble(error: Exception) -> str | None:
+    """A message for what the machine refused, None for anything else."""
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return ("out of memory\n    lower training.micro_batch_size, switch on "
+                "training.activation_checkpointing, or quantise the base (model.quantization=nf4)")
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}"
+    return None

@@ -1,0 +1,219 @@
+"""What each verb does: the rooms in order, and what a person is shown."""
+
+import json
+import sys
+from pathlib import Path
+
+from lorafit import libraries
+from lorafit.cli import show
+from lorafit.data.dataset import check_source, locate
+from lorafit.data.formats import choose_format
+from lorafit.data.sources import Location, read_rows
+from lorafit.errors import UserError
+from lorafit.launch import is_main_rank, launch, started_by_a_launcher
+from lorafit.recipe.loading import load_recipe
+from lorafit.recipe.schema import Data, Model, Recipe
+from lorafit.recipe.starter import starter_recipe
+from lorafit.run_dir import RunDir, refuse_existing, write_text
+
+
+def train(recipe_path: Path, overrides: list[str], *, resume: bool, processes: int | None,
+          smoke: bool, started_s: float) -> None:
+    recipe = load_recipe(recipe_path, overrides)
+    if smoke:
+        _smoke(recipe, started_s)
+        return
+    run = RunDir(Path(recipe.output.dir))
+    if not started_by_a_launcher():
+        _check_cheaply(recipe, run, resume)
+    _settle(recipe)
+    if not started_by_a_launcher():
+        from lorafit.model.device import device_count
+
+        ranks = processes or device_count()
+        if ranks > recipe.training.batch_size:
+            raise UserError(f"{ranks} processes for a batch of {recipe.training.batch_size}",
+                            "training.batch_size", "raise it, or use --num-processes")
+        if ranks > 1:
+            code = launch(sys.argv[1:], ranks)
+            if code:
+                sys.exit(code)
+            return
+    _train_here(recipe, resume, started_s)
+
+
+def check(recipe_path: Path, overrides: list[str]) -> None:
+    recipe = load_recipe(recipe_path, overrides)
+    _check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True)
+    _settle(recipe)
+    from lorafit.model.adapter import add_adapter, describe
+    from lorafit.model.base import meta_model
+    from lorafit.train.run import Record, prepare
+
+    prepared = prepare(recipe, ranks=1)
+    model = meta_model(prepared.config, trust_remote_code=recipe.model.trust_remote_code)
+    adapter = recipe.adapter.model_copy(update={"init": "default"})  # no weights to start from
+    adapted = add_adapter(model, adapter, recipe.training.seed, recipe.model.base)
+    show.record(recipe, Record(
+        prepared.decisions, describe(adapted), prepared.train.report.as_dict(),
+        prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
+        str(prepared.device), 1, [], None,
+    ))
+    print(f"{recipe_path}: the recipe is fine")
+
+
+def init(model: str, data: Path, evaluation: Path | None, quantization: str,
+         output: Path) -> None:
+    refuse_existing(output, "choose another file with --output")
+    if quantization not in ("none", "nf4", "fp4", "int8"):
+        raise UserError(f"unknown quantization {quantization!r}", "--quantization",
+                        "use none, nf4, fp4 or int8")
+    first = read_rows(Location(str(data)), default_split="train", limit=1)[0]
+    if evaluation is not None:
+        read_rows(Location(str(evaluation)), default_split="test", limit=1)
+    chosen, _, reason = choose_format(first, "auto", {})
+    text = starter_recipe(model, str(data), str(evaluation) if evaluation else None, {},
+                          quantization, f"runs/{data.stem}")
+    write_text(output, text)
+    print(f"{output} written; the data is read as {chosen.name} ({reason})")
+    show.next_commands([f"lorafit check {output}", f"lorafit train {output}"])
+
+
+def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_tokens: int,
+             temperature: float, top_p: float, seed: int) -> None:
+    if which not in ("base", "adapter", "both"):
+        raise UserError(f"nobody is called {which!r}", "--with", "use base, adapter or both")
+    _settle_for(trained, base)
+    from lorafit.data.chat import Renderer
+    from lorafit.data.examples import Exchange
+    from lorafit.model.adapter import load_adapter
+    from lorafit.model.base import load_base
+    from lorafit.model.device import find_device
+    from lorafit.model.generate import Sampling, answer
+    from lorafit.model.trained import open_adapter
+    from lorafit.recipe import auto
+
+    source = open_adapter(trained, base)
+    tokenizer = source.tokenizer()
+    data = source.recipe.data if source.recipe else None
+    renderer = Renderer(tokenizer, template=None, render=data.render if data else "auto",
+                        system=data.system if data else None)
+    device, facts = find_device()
+    dtype = auto.dtype(source.model.dtype, facts).value
+    model = load_adapter(load_base(source.model, dtype, "sdpa", device), source.directory)
+    text, _ = renderer.prompt(Exchange(prompt, "-"))
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    is_chat = renderer.exchanges_as_chat
+    answers = {}
+    if which in ("base", "both"):
+        with model.disable_adapter():
+            answers["base"] = answer(model, tokenizer, [text], sampling, is_chat=is_chat)[0]
+    if which in ("adapter", "both"):
+        answers["adapter"] = answer(model, tokenizer, [text], sampling, is_chat=is_chat)[0]
+    show.answers(answers)
+
+
+def evaluate(run: Path, rows: int | None, max_new_tokens: int, samples: int) -> None:
+    _settle_for(run, None)
+    from lorafit.evaluate.exact_match import evaluate as measure
+    from lorafit.model.trained import open_adapter
+
+    result = measure(open_adapter(run), rows, max_new_tokens, show.progress)
+    show.evaluation(result, samples)
+
+
+def merge(trained: Path, output: Path | None, base: str | None, dtype: str | None) -> None:
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UserError(f"unknown dtype {dtype!r}", "--dtype", "use float32, bfloat16 or float16")
+    target = output or trained / "merged"
+    refuse_existing(target, "choose another directory with --output")
+    _settle_for(trained, base)
+    from lorafit.export.merge import merge as run_merge
+    from lorafit.model.trained import open_adapter
+
+    show.merged(run_merge(open_adapter(trained, base), target, dtype, show.progress))
+
+
+def export_adapter(trained: Path, output: Path | None, base: str | None) -> None:
+    target = output or trained / "exported"
+    refuse_existing(target, "choose another directory with --output")
+    _settle_for(trained, base)
+    from lorafit.export.adapter import export_adapter as run_export
+    from lorafit.model.trained import open_adapter
+
+    show.exported(run_export(open_adapter(trained, base), target))
+
+
+def _train_here(recipe: Recipe, resume: bool, started_s: float) -> None:
+    from lorafit.train.run import train as run_training
+
+    result = run_training(recipe, resume=resume, started_s=started_s,
+                          announce=lambda record: show.record(recipe, record))
+    if is_main_rank():
+        show.finished(recipe, result)
+
+
+def _smoke(recipe: Recipe, started_s: float) -> None:
+    """The recipe on stand-ins: train, merge and export in a temporary folder."""
+    import tempfile
+
+    reachable = _settle(recipe)
+    from lorafit.export.adapter import export_adapter as run_export
+    from lorafit.export.merge import merge as run_merge
+    from lorafit.model.trained import open_adapter
+    from lorafit.smoke import smoke_recipe
+
+    with tempfile.TemporaryDirectory(prefix="lorafit-smoke-") as folder:
+        small = smoke_recipe(recipe, Path(folder), reachable)
+        _train_here(small, False, started_s)
+        source = open_adapter(Path(small.output.dir))
+        show.merged(run_merge(source, Path(folder) / "merged"))
+        show.exported(run_export(source, Path(folder) / "exported"))
+    print("smoke test passed: training, merge and export run; nothing was kept")
+
+
+def _check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
+    """What can be known to be wrong in milliseconds, before anything heavy is imported."""
+    if not resume and run.holds_a_run():
+        raise UserError("the output directory already holds a run; nothing was overwritten",
+                        str(run.path),
+                        "continue it with --resume, or choose another with --set output.dir=DIR")
+    for source, split in ((recipe.data.train, "train"), (recipe.data.eval, "test")):
+        if source is not None and not locate(source).is_hub:
+            check_source(recipe.data, locate(source), split)
+    template = recipe.data.chat_template
+    if template is not None and not Path(template).is_file():
+        raise UserError("no such chat template", f"data.chat_template: {template}",
+                        "give the path of a Jinja file")
+    base = recipe.model.base
+    if base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+        raise UserError("no such base model", f"model.base: {base}",
+                        "name a model directory, a hub id, or tiny")
+
+
+def _settle(recipe: Recipe) -> bool:
+    """Prepare the hub libraries for what the recipe needs; whether the hub can be reached."""
+    return libraries.settle(_on_hub(recipe.model) or _data_on_hub(recipe.data))
+
+
+def _settle_for(trained: Path, base: str | None) -> None:
+    """The same for a run or an adapter."""
+    if RunDir(trained).recipe.exists():
+        _settle(load_recipe(RunDir(trained).recipe))
+        return
+    config = trained / "adapter_config.json"
+    name = base
+    if name is None and config.is_file():
+        try:
+            name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        except (ValueError, AttributeError):
+            name = None
+    libraries.settle(name is not None and _on_hub(Model(base=name)))
+
+
+def _on_hub(model: Model) -> bool:
+    return model.base != "tiny" and not Path(model.base).exists()
+
+
+def _data_on_hub(data: Data) -> bool:
+    return any(locate(source).is_hub for source in (data.train, data.eval) if source is not None)

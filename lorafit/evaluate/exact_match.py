@@ -1,0 +1,124 @@
+"""Answers of base and adapter to held-out rows, counted right when they match exactly."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorafit.data.batches import collate
+from lorafit.data.dataset import TokenisedData, make_renderer, read_examples, tokenise
+from lorafit.errors import UserError
+from lorafit.model.trained import AdapterSource
+from lorafit.model.adapter import load_adapter
+from lorafit.model.base import load_base
+from lorafit.model.device import find_device
+from lorafit.model.generate import Sampling, answer
+from lorafit.model.loss import summed_cross_entropy
+from lorafit.recipe import auto
+from lorafit.run_dir import write_json
+
+
+@dataclass(frozen=True)
+class Score:
+    """Exact matches out of rows, and held-out loss in nats per supervised token."""
+
+    correct: int
+    rows: int
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / max(1, self.rows)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A held-out prompt, what was wanted, and what base and adapter said."""
+
+    prompt: str
+    wanted: str
+    base: str
+    adapter: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    base: Score
+    adapter: Score
+    answers: list[Answer]
+
+
+def evaluate(source: AdapterSource, max_rows: int | None, max_new_tokens: int,
+             say: Callable[[str], None] = lambda text: None) -> Evaluation:
+    """Base beside adapter on the run's held-out rows; stored in the run directory."""
+    if source.recipe is None or source.run is None:
+        raise UserError("is an adapter without a run, so its held-out rows are not known",
+                        str(source.directory), "give the run directory")
+    data = source.recipe.data
+    _, held_out = read_examples(data, source.recipe.training.seed)
+    if held_out is None:
+        raise UserError("the run has no held-out rows", str(source.run.path),
+                        "train with data.eval or data.eval_fraction")
+    held_out = held_out.take(np.arange(min(len(held_out.examples), max_rows or 10**9)))
+    tokenizer = source.tokenizer()
+    tokenised = tokenise(held_out, data, tokenizer, data.eval or data.train)
+    device, facts = find_device()
+    model = load_adapter(
+        load_base(source.model, auto.dtype(source.model.dtype, facts).value,
+                  "eager" if source.model.attention == "eager" else "sdpa", device),
+        source.directory,
+    )
+    renderer = make_renderer(data, tokenizer)
+    asked = [renderer.prompt(example) for example in held_out.examples]
+    scores, replies = [], []
+    for is_base in (True, False):
+        name = "base" if is_base else "adapter"
+        say(f"{name}: answering {len(asked)} held-out prompts")
+        with _maybe_without_adapter(model, is_base):
+            replies.append(answer(model, tokenizer, [prompt for prompt, _ in asked],
+                                  Sampling(max_new_tokens), is_chat=_is_chat(renderer, held_out)))
+            loss = _loss(model, tokenised, tokenizer.pad_token_id or 0, device)
+        correct = sum(reply.strip() == wanted.strip()
+                      for reply, (_, wanted) in zip(replies[-1], asked, strict=True))
+        scores.append(Score(correct, len(asked), loss))
+    answers = [
+        Answer(_question(example), wanted.strip(), base, tuned)
+        for example, (_, wanted), base, tuned in zip(held_out.examples, asked, *replies,
+                                                     strict=True)
+    ]
+    result = Evaluation(scores[0], scores[1], answers)
+    write_json(source.run.evaluation, asdict(result))
+    return result
+
+
+def _loss(model: Any, data: TokenisedData, pad_id: int, device: torch.device) -> float:
+    total, tokens = 0.0, 0
+    order = np.argsort(data.lengths(), kind="stable")
+    with torch.inference_mode():
+        for start in range(0, len(order), 16):
+            batch = collate(data.rows, order[start : start + 16], pad_id)
+            local = batch.to(device)
+            total += float(summed_cross_entropy(
+                model, local.input_ids, local.attention_mask, local.labels))
+            tokens += batch.supervised_tokens
+    return total / max(1, tokens)
+
+
+def _question(example: Any) -> str:
+    if hasattr(example, "messages"):
+        return next((message.content for message in reversed(example.messages)
+                     if message.role == "user"), "")
+    return getattr(example, "prompt", "") or getattr(example, "text", "")
+
+
+def _is_chat(renderer: Any, held_out: Any) -> bool:
+    first = held_out.examples[0]
+    return hasattr(first, "messages") or (hasattr(first, "prompt") and renderer.exchanges_as_chat)
+
+
+def _maybe_without_adapter(model: Any, off: bool) -> Any:
+    from contextlib import nullcontext
+
+    return model.disable_adapter() if off else nullcontext()

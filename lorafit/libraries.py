@@ -1,0 +1,38 @@
+"""What has to be settled before the heavy libraries are imported: hub, telemetry, their noise."""
+
+import logging
+import os
+import socket
+import warnings
+from urllib.parse import urlsplit
+
+PROBE_TIMEOUT_S = 3.0
+
+
+def settle(needs_hub: bool) -> bool:
+    """Set the environment for hub libraries; return whether the hub can be reached.
+
+    Telemetry is switched off. When the hub is needed but does not answer, the libraries are put
+    in offline mode, so that they take what is in their cache, or fail at once instead of
+    retrying for half a minute. Call before importing transformers or datasets: they read the
+    environment when they are imported.
+    """
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which kernels it could not find
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries say to each other
+    warnings.simplefilter("ignore", DeprecationWarning)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if needs_hub else "1")
+    if not needs_hub:
+        return False
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True  # only the proxy knows
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
+    try:
+        socket.create_connection((endpoint.hostname or "", port), PROBE_TIMEOUT_S).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        return False
+    return True

@@ -1,0 +1,182 @@
+"""The frozen base: its configuration, tokenizer and weights, loaded as the recipe says."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorafit.errors import UserError
+from lorafit.recipe.schema import Model
+
+TINY = Path(__file__).parent / "tiny"
+TORCH_DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}
+_CODE_REMEDY = "read that code; if you trust it, --set model.trust_remote_code=true"
+
+
+def resolve_base(base: str) -> str:
+    """Where `base` is loaded from: `tiny` is the directory inside the package."""
+    return str(TINY) if base == "tiny" else base
+
+
+def is_hub_id(base: str) -> bool:
+    return base != "tiny" and not Path(base).exists()
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to lorafit: no progress bars or advice from the libraries below."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def load_config(section: Model) -> Any:
+    """The model's configuration. UserError when there is none, or it brings code of its own."""
+    from transformers import AutoConfig
+
+    quiet_libraries()
+    path = resolve_base(section.base)
+    if Path(path).is_dir() and not (Path(path) / "config.json").exists():
+        if (Path(path) / "adapter_config.json").exists():
+            raise UserError("is an adapter, not a base model", f"model.base: {section.base}",
+                            "name the base it was trained on, or merge it first")
+        raise UserError("is a directory without a config.json", f"model.base: {section.base}",
+                        "name a model directory, a hub id, or tiny")
+    try:
+        config = AutoConfig.from_pretrained(
+            path, revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+    except Exception as error:
+        raise _cannot_load(section, error) from None
+    return config
+
+
+def load_tokenizer(section: Model) -> Any:
+    """The base's tokenizer, with a padding token. UserError when it cannot be had."""
+    from transformers import AutoTokenizer
+
+    quiet_libraries()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve_base(section.base), revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+        )
+    except Exception as error:
+        raise _cannot_load(section, error) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so any token serves
+    return tokenizer
+
+
+def meta_model(config: Any, *, trust_remote_code: bool = False) -> torch.nn.Module:
+    """The architecture without weights: shapes only, in milliseconds, whatever the size."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"{config.model_type} is no causal language model that transformers can build: "
+            f"{str(error).splitlines()[0]}", "model.base", "name a causal language model",
+        ) from None
+
+
+def supports_sdpa(config: Any) -> bool:
+    """Whether the architecture can use torch's scaled-dot-product attention."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        return False
+    return bool(getattr(model_class, "_supports_sdpa", False))
+
+
+def load_base(section: Model, dtype: str, attention: str, device: torch.device) -> Any:
+    """The base model on `device`, frozen, in evaluation mode.
+
+    `dtype` and `attention` are decided values. UserError when it cannot be loaded so.
+    """
+    from transformers import AutoModelForCausalLM
+
+    quiet_libraries()
+    path = resolve_base(section.base)
+    _refuse_pickles(path)
+    options: dict[str, Any] = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention}
+    if section.quantization != "none":
+        options["quantization_config"] = _quantization_config(section, dtype)
+        options["device_map"] = {"": device}
+    elif device.type != "cpu":
+        options["device_map"] = {"": device}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, revision=section.revision, trust_remote_code=section.trust_remote_code,
+            use_safetensors=True, **options,
+        )
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the base does not fit on {device}", f"model.base: {section.base}",
+            "quantise it (--set model.quantization=nf4) or use a larger device",
+        ) from None
+    except Exception as error:
+        raise _cannot_load(section, error) from None
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval()
+
+
+def _quantization_config(section: Model, dtype: str) -> Any:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"{section.quantization} needs bitsandbytes, which is not installed",
+            "model.quantization", "pip install 'lorafit[quantization]'",
+        )
+    from transformers import BitsAndBytesConfig
+
+    if section.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=section.quantization,
+        bnb_4bit_use_double_quant=section.double_quantization,
+        bnb_4bit_compute_dtype=TORCH_DTYPES[dtype],
+    )
+
+
+def _refuse_pickles(path: str) -> None:
+    """A `.bin` is a pickle, which can run code on loading; only safetensors are read."""
+    folder = Path(path)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
+    if pickles:
+        raise UserError(
+            f"holds its weights in {pickles[0].name}, a pickle, which can run code on loading",
+            f"model.base: {path}",
+            "convert it once where you trust it: from_pretrained(…).save_pretrained(…)",
+        )
+    raise UserError("holds no weights (*.safetensors)", f"model.base: {path}",
+                    "name a complete model directory")
+
+
+def _cannot_load(section: Model, error: Exception) -> UserError:
+    message = str(error).strip() or type(error).__name__
+    where = f"model.base: {section.base}"
+    if "trust_remote_code" in message:
+        return UserError("the model brings Python code of its own, which is not run by default",
+                         where, _CODE_REMEDY)
+    if "gated" in message.lower() or "401" in message or "403" in message:
+        return UserError("the hub refuses access to the model", where,
+                         "accept its licence on the hub and log in with `hf auth login`")
+    if is_hub_id(section.base) and os.environ.get("HF_HUB_OFFLINE") == "1":
+        return UserError(
+            "no such directory, and the hub cannot be reached to look for a model of that name",
+            where, "check the path or the network; `tiny` needs neither",
+        )
+    return UserError(f"the base cannot be loaded: {message.splitlines()[0]}", where,
+                     "name a model directory, a hub id such as Qwen/Qwen3-0.6B, or tiny")

@@ -1,0 +1,39 @@
+"""What the machine offers to a rank."""
+
+import importlib.util
+import os
+
+import torch
+
+from lorafit.recipe.auto import Device
+
+
+def find_device() -> tuple[torch.device, Device]:
+    """The device of this process (by its local rank) and the facts that decisions rest on.
+
+    The variable LORAFIT_DEVICE names another kind, `cpu` for instance.
+    """
+    wanted = os.environ.get("LORAFIT_DEVICE")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if wanted in (None, "cuda") and torch.cuda.is_available():
+        index = local_rank % torch.cuda.device_count()
+        torch.cuda.set_device(index)
+        device = torch.device("cuda", index)
+        return device, Device(
+            "cuda", torch.cuda.get_device_name(index),
+            has_bfloat16=torch.cuda.get_device_capability(index) >= (8, 0),
+            has_flash_attention=importlib.util.find_spec("flash_attn") is not None,
+        )
+    if wanted in (None, "mps") and torch.backends.mps.is_available():
+        return torch.device("mps"), Device("mps", "Apple GPU", has_bfloat16=False)
+    # A CPU multiplies bfloat16 faster than float32 only with matrix tiles (AMX).
+    has_tiles = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    name = "this CPU (AMX)" if has_tiles else "this CPU"
+    return torch.device("cpu"), Device("cpu", name, has_bfloat16=has_tiles)
+
+
+def device_count() -> int:
+    """Accelerators that training can be spread over; 1 on a CPU."""
+    if os.environ.get("LORAFIT_DEVICE") == "cpu":
+        return 1
+    return max(1, torch.cuda.device_count())

@@ -1,0 +1,49 @@
+"""The summed loss of a micro-batch, computed inside the module that gets wrapped for training."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+IGNORED = -100
+
+
+def summed_cross_entropy(model: Any, input_ids: Tensor, attention_mask: Tensor,
+                         labels: Tensor) -> Tensor:
+    """Sum of −log p over the supervised tokens, in nats, float32.
+
+    input_ids, attention_mask, labels: (B, T); labels are −100 where nothing is trained. Logits
+    are computed only for columns in which some row is trained. A sum, never a mean: whoever adds
+    up micro-batches and ranks divides once by the number of tokens.
+    """
+    targets = labels[:, 1:]
+    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(-1)
+    if columns.numel() == 0:
+        columns = torch.zeros(1, dtype=torch.long, device=labels.device)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if _keeps_logits(model):
+        logits = model(**inputs, logits_to_keep=columns).logits
+    else:
+        logits = model(**inputs).logits[:, columns]
+    chosen = targets[:, columns]
+    return F.cross_entropy(
+        logits.float().flatten(0, 1), chosen.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+class SummedLoss(nn.Module):
+    """Model and loss in one module, so that what wraps it (DDP, FSDP) sees one forward pass."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        return summed_cross_entropy(self.model, input_ids, attention_mask, labels)
+
+
+def _keeps_logits(model: Any) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters

@@ -1,0 +1,77 @@
+"""A trained adapter wherever it lies: in a run directory, a checkpoint, or by itself."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorafit.errors import UserError
+from lorafit.model.adapter import check_adapter_files
+from lorafit.model.base import load_tokenizer
+from lorafit.recipe.loading import load_recipe
+from lorafit.recipe.schema import Model, Recipe
+from lorafit.run_dir import RunDir, read_jsonl
+
+# Rows to compare on when an adapter comes without a run.
+_PLAIN_PROMPTS = (
+    "The capital of France is",
+    "Anna went to the market and bought three red apples.",
+    "To add two numbers, first write them one under the other.",
+    "Once upon a time there was a small house by the sea.",
+)
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """An adapter, the base it belongs to, and the recipe when it comes from a run."""
+
+    directory: Path
+    config: dict[str, Any]
+    model: Model
+    run: RunDir | None
+    recipe: Recipe | None
+
+    def tokenizer(self) -> Any:
+        """The base's tokenizer, with the chat template that training used."""
+        tokenizer = load_tokenizer(self.model)
+        if self.recipe is not None and self.recipe.data.chat_template is not None:
+            template = Path(self.recipe.data.chat_template)
+            if not template.exists():
+                raise UserError("the chat template of the run is gone", str(template),
+                                "restore the file")
+            tokenizer.chat_template = template.read_text(encoding="utf-8")
+        return tokenizer
+
+    def rows(self) -> list[np.ndarray]:
+        """Token ids to compare models on: held-out rows of the run, or plain sentences."""
+        if self.run is not None and (kept := read_jsonl(self.run.held_out)):
+            return [np.array(row["token_ids"]) for row in kept]
+        tokenizer = self.tokenizer()
+        return [np.array(tokenizer(text)["input_ids"]) for text in _PLAIN_PROMPTS]
+
+
+def open_adapter(path: Path, base: str | None = None) -> AdapterSource:
+    """The adapter at `path`, a run directory or an adapter directory.
+
+    `base` replaces the base that the adapter names. UserError when something is missing.
+    """
+    run = RunDir(path)
+    if run.recipe.exists():
+        if not run.adapter.exists():
+            raise UserError("the run has no result yet", str(path),
+                            "finish it with --resume, or name one of its checkpoints")
+        recipe = load_recipe(run.recipe)
+        model = recipe.model.model_copy(update={"base": base}) if base else recipe.model
+        return AdapterSource(run.adapter, check_adapter_files(run.adapter), model, run, recipe)
+    config = check_adapter_files(path)
+    name = base or config.get("base_model_name_or_path")
+    if not name:
+        raise UserError("the adapter does not name its base", str(path), "give it with --base")
+    return AdapterSource(path, config, Model(base=name, revision=config.get("revision")),
+                         None, None)
+
+
+def full_precision(model: Model) -> Model:
+    """The same base without quantisation, in float32."""
+    return model.model_copy(update={"quantization": "none", "dtype": "float32"})

@@ -1,0 +1,124 @@
+"""How `auto` is decided: pure functions from facts to a value with its reason.
+
+The facts (what the device has, how wide the model is) are found by those who can see them; what
+follows from them is decided here, in one place, and printed once.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A value that the recipe left open (or set), and why it is what it is."""
+
+    key: str
+    value: Any
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What matters about the device a rank computes on. `kind` is cuda, mps, xpu or cpu."""
+
+    kind: str
+    name: str
+    has_bfloat16: bool
+    has_flash_attention: bool = False
+
+
+IN_RECIPE = "set in the recipe"
+
+# Exponents of learning rate against hidden size, fitted per family over 14 models by
+# tinker-cookbook (hyperparam_utils.get_lr). Other families were not fitted.
+_WIDTH_EXPONENT = {"llama": 0.781, "qwen": 0.0775}
+_FULL_FINE_TUNING_RATE = 5e-5
+_LORA_FACTOR = 10  # LoRA Without Regret: 9.8 fitted over 14 models
+
+
+def learning_rate(setting: float | str, model_type: str, hidden_size: int | None) -> Decision:
+    """5e-5 × 10 × (2000 / hidden_size)^p, tinker-cookbook's rule.
+
+    p = 0.781 for Llama, 0.0775 for Qwen. For any other family the width is left out, and the
+    reason says so.
+    """
+    key = "training.learning_rate"
+    if setting != "auto":
+        return Decision(key, float(setting), IN_RECIPE)
+    base = _FULL_FINE_TUNING_RATE * _LORA_FACTOR
+    family = next((name for name in _WIDTH_EXPONENT if model_type.startswith(name)), None)
+    if family is None or not hidden_size:
+        return Decision(key, base, "10 × full fine-tuning's 5e-5; the adjustment to the width is "
+                        f"fitted for Llama and Qwen only, not for {model_type}")
+    exponent = _WIDTH_EXPONENT[family]
+    value = base * (2000 / hidden_size) ** exponent
+    return Decision(key, float(f"{value:.2g}"), "10 × full fine-tuning's 5e-5 × (2000 / "
+                    f"{hidden_size})^{exponent}, the rule fitted for {family.capitalize()}")
+
+
+def dtype(setting: str, device: Device) -> Decision:
+    """bfloat16 where the device computes in it natively, otherwise what is safe and fast."""
+    key = "model.dtype"
+    if setting != "auto":
+        return Decision(key, setting, IN_RECIPE)
+    if device.has_bfloat16:
+        return Decision(key, "bfloat16", f"{device.name} computes in it natively")
+    if device.kind == "cuda":
+        return Decision(key, "float16", f"{device.name} has no native bfloat16")
+    return Decision(key, "float32", f"{device.name} has no native bfloat16, so float32 is faster")
+
+
+def attention(setting: str, device: Device, dtype_name: str, supports_sdpa: bool) -> Decision:
+    """FlashAttention where it is installed and applies, then torch's SDPA, then eager."""
+    key = "model.attention"
+    if setting != "auto":
+        return Decision(key, setting, IN_RECIPE)
+    if device.has_flash_attention and dtype_name in ("bfloat16", "float16"):
+        return Decision(key, "flash_attention_2", "flash-attn is installed")
+    if supports_sdpa:
+        return Decision(key, "sdpa", "torch's own fused attention")
+    return Decision(key, "eager", "the architecture has no other implementation")
+
+
+def micro_batch_size(setting: int | str, batch_size: int, ranks: int, longest_tokens: int,
+                     device: Device) -> Decision:
+    """As many rows at once as keep a device busy without filling its memory.
+
+    About 2,048 tokens on a CPU and 8,192 on an accelerator, counted at the longest row; at most
+    this rank's share of the batch.
+    """
+    key = "training.micro_batch_size"
+    if setting != "auto":
+        return Decision(key, int(setting), IN_RECIPE)
+    budget_tokens = 2048 if device.kind == "cpu" else 8192
+    fitting = max(1, budget_tokens // max(1, longest_tokens))
+    share = -(-batch_size // ranks)
+    value = min(fitting, share)
+    if value == share:
+        return Decision(key, value, "the whole batch fits at once")
+    return Decision(key, value, f"{value} rows of up to {longest_tokens} tokens stay within "
+                    f"{budget_tokens} tokens")
+
+
+def total_rows(epochs: float | None, steps: int | None, batch_size: int, rows: int) -> int:
+    """Rows that a run trains on, repetitions counted."""
+    if steps is not None:
+        return steps * batch_size
+    return max(1, round((epochs or 1) * rows))
+
+
+def eval_every(setting: int | None, total_steps: int) -> Decision:
+    key = "training.eval_every"
+    if setting is not None:
+        return Decision(key, setting, IN_RECIPE)
+    return Decision(key, max(1, -(-total_steps // 10)), "ten times a run")
+
+
+def checkpoint_every(setting: int | None, eval_every_steps: int) -> Decision:
+    key = "training.checkpoint_every"
+    if setting is not None:
+        return Decision(key, setting, IN_RECIPE)
+    return Decision(key, eval_every_steps, "as often as there is an evaluation")

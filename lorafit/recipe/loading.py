@@ -1,0 +1,229 @@
+"""A recipe file and `--set` overrides to a validated Recipe; every problem at once."""
+
+import difflib
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lorafit.errors import Problem, UserError
+from lorafit.recipe.reading import Document, KeyPath, read_yaml
+from lorafit.recipe.schema import Data, Recipe, Source
+
+MAX_RECIPE_BYTES = 1_000_000
+
+
+def load_recipe(path: Path, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """Read, override and validate.
+
+    Relative paths in the recipe are looked for in the working directory, then beside the recipe.
+    UserError with every problem found, each with file and line (or the override) and a remedy.
+    """
+    document = read_yaml(_read_text(path), str(path))
+    if document.problems:
+        raise UserError(problems=document.problems)
+    if document.values is None:
+        raise UserError("the recipe is empty", str(path), "`lorafit init` writes a starter")
+    if not isinstance(document.values, dict):
+        raise UserError(
+            "a recipe is a mapping of sections", f"{path}:1",
+            f"write sections such as {', '.join(Recipe.model_fields)}",
+        )
+    places = {key: f"{path}:{line}" for key, line in document.lines.items()}
+    for override in overrides:
+        _apply_override(document, places, override)
+    try:
+        recipe = Recipe.model_validate(document.values)
+    except ValidationError as error:
+        problems = [_problem(item, document, places, path) for item in error.errors()]
+        raise UserError(problems=_unique(problems)) from None
+    return _with_paths_beside(recipe, path.parent)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """YAML of a recipe with every default spelled out; `load_recipe` reads it back equal."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def replace(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
+    """A copy with some keys of some sections changed, validated again."""
+    values = recipe.model_dump()
+    for section, changes in sections.items():
+        values[section].update(changes)
+    return Recipe.model_validate(values)
+
+
+def _read_text(path: Path) -> str:
+    remedy = "give the path of a YAML recipe; `lorafit init` writes a starter"
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise UserError("too large to be a recipe (over 1 MB)", str(path), remedy)
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"not UTF-8 text (byte {error.start})", str(path), "save the file as UTF-8"
+        ) from None
+    except FileNotFoundError:
+        raise UserError("no such recipe", str(path), remedy) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"the recipe cannot be read: {error}", str(path), remedy) from None
+
+
+def _apply_override(document: Document, places: dict[KeyPath, str], override: str) -> None:
+    """Put `section.key=value` into the document; the value is YAML."""
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    where = f"--set {override}"
+    if not equals or not all(keys):
+        raise UserError("not of the form section.key=value", where,
+                        "for example --set adapter.rank=8")
+    value = read_yaml(text, where)
+    if value.problems:
+        raise UserError(problems=value.problems)
+    target: Any = document.values
+    for key in keys[:-1]:
+        if target.get(key) is None:
+            target[key] = {}
+        target = target[key]
+        if not isinstance(target, dict):
+            raise UserError(f"{key} is a value, not a section", where,
+                            "for example --set adapter.rank=8")
+    target[keys[-1]] = value.values
+    places[tuple(keys)] = where
+
+
+def _problem(error: Any, document: Document, places: dict[KeyPath, str], path: Path) -> Problem:
+    """One pydantic error as a place, a sentence and a remedy."""
+    keys: KeyPath = tuple(
+        key for key in error["loc"] if _stands_in(document.values, error["loc"], key)
+    )
+    model = _model_at(keys[:-1])
+    where = next(
+        (places[keys[:end]] for end in range(len(keys), 0, -1) if keys[:end] in places), str(path)
+    )
+    dotted = ".".join(map(str, keys))
+    if error["type"] == "extra_forbidden":
+        known = list(model.model_fields) if model else []
+        section = ".".join(map(str, keys[:-1]))
+        what = f"unknown key {dotted}"
+        return Problem(what, where, _nearest(str(keys[-1]), known, section, document))
+    if error["type"] == "missing":
+        missing = (*keys, error["loc"][-1])
+        owner = _model_at(missing[:-1])
+        field = owner.model_fields.get(str(missing[-1])) if owner else None
+        hint = " ".join((field.description or "").split()) if field else ""
+        return Problem(f"{'.'.join(map(str, missing))} is missing", where, hint and f"add it: {hint}")
+    if error["type"] == "value_error":
+        what = str(error["ctx"]["error"])
+        return Problem(f"{dotted}: {what}" if dotted else what, where)
+    return Problem(f"{dotted}: {_sentence(error)}", where, _type_remedy(error))
+
+
+def _stands_in(values: Any, loc: tuple[Any, ...], key: Any) -> bool:
+    """Whether a step of pydantic's location is a key of the document.
+
+    Locations also name the member of a union that was tried (`str`, `list[str]`, `Source`).
+    """
+    for step in loc:
+        inside = isinstance(values, dict) and step in values
+        inside = inside or (isinstance(values, list) and isinstance(step, int)
+                            and step < len(values))
+        if step is key:
+            return inside
+        if inside:
+            values = values[step]
+    return False
+
+
+def _model_at(keys: KeyPath) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = Recipe
+    for key in keys:
+        field = model.model_fields.get(str(key)) if model else None
+        if field is None:
+            return None
+        candidates = [field.annotation, *typing.get_args(field.annotation)]
+        model = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
+        )
+    return model
+
+
+def _nearest(key: str, known: list[str], section: str, document: Document) -> str:
+    """The remedy for an unknown key: the nearest of its section, or the section it belongs to."""
+    prefix = f"{section}." if section else ""
+    if close := difflib.get_close_matches(key, known, 1, 0.6):
+        return f"did you mean {prefix}{close[0]}?"
+    for name, field in Recipe.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if close := difflib.get_close_matches(key, list(annotation.model_fields), 1, 0.85):
+                return f"did you mean {name}.{close[0]}?"
+    listed = ", ".join(known)
+    return f"keys here: {listed}" if listed else "remove it"
+
+
+def _sentence(error: Any) -> str:
+    given = error.get("input")
+    shown = f"{given!r}" if len(repr(given)) < 60 else f"{repr(given)[:57]}…"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    message = message.replace("input should be", "must be")
+    message = message.replace("a valid integer", "a whole number").replace("valid ", "")
+    return f"{message}, not {shown}"
+
+
+def _type_remedy(error: Any) -> str:
+    if error["type"] == "string_type" and isinstance(error.get("input"), int | float | bool):
+        return "put the value in quotes"
+    if error["type"] in ("int_type", "float_type") and isinstance(error.get("input"), str):
+        return "write a plain number without quotes"
+    if error["type"] == "literal_error":
+        given = str(error.get("input"))
+        choices = [c.strip(" '") for c in error["ctx"]["expected"].replace(" or ", ",").split(",")]
+        if close := difflib.get_close_matches(given, choices, 1, 0.5):
+            return f"did you mean {close[0]}?"
+    return ""
+
+
+def _unique(problems: list[Problem]) -> list[Problem]:
+    """One problem a key: a union reports one error for each of its members; keep the first place
+    but join what would have been accepted."""
+    merged: dict[tuple[str, str], Problem] = {}
+    for problem in problems:
+        name, colon, what = problem.what.partition(": ")
+        key = (problem.where, name if colon else problem.what)
+        if key not in merged:
+            merged[key] = problem
+        elif colon and merged[key].what != problem.what:
+            before = merged[key]
+            accepted = what.rpartition(", not ")[0].removeprefix("must be ")
+            head, comma, given = before.what.rpartition(", not ")
+            if accepted and comma and accepted not in head:
+                merged[key] = Problem(f"{head}, or {accepted}, not {given}", before.where,
+                                      before.remedy or problem.remedy)
+    return list(merged.values())
+
+
+def _with_paths_beside(recipe: Recipe, folder: Path) -> Recipe:
+    """Point relative paths that exist only beside the recipe there."""
+
+    def beside(value: str | None) -> str | None:
+        if value is None or Path(value).exists() or not (folder / value).exists():
+            return value
+        return str(folder / value)
+
+    def source(value: str | Source | None) -> str | Source | None:
+        if isinstance(value, Source):
+            return value.model_copy(update={"path": beside(value.path)})
+        return beside(value)
+
+    data: Data = recipe.data.model_copy(update={
+        "train": source(recipe.data.train), "eval": source(recipe.data.eval),
+        "chat_template": beside(recipe.data.chat_template),
+    })
+    base = recipe.model.base
+    if base != "tiny":
+        base = beside(base) or base
+    model = recipe.model.model_copy(update={"base": base})
+    return recipe.model_copy(update={"data": data, "model": model})

@@ -1,0 +1,324 @@
+"""What a recipe may say. Frozen; unknown keys are refused; the text of each field is its help.
+
+The recipe reference in docs/, the JSON schema for editors and the messages of `lorafit check` are
+all made from these classes, so a key is described here and nowhere else.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+
+class Model(Section):
+    """The base model and how it is loaded."""
+
+    base: str
+    """A directory, a hub id such as `Qwen/Qwen3-0.6B`, or `tiny`, the model that comes with
+    lorafit and needs no network."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model. The commit really used is written to the run record."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the frozen weights and of the computation. Adapter weights are float32."""
+    quantization: Literal["none", "nf4", "fp4", "int8"] = "none"
+    """Store the frozen linear layers in 4 or 8 bits (bitsandbytes). Saves memory, not time."""
+    double_quantization: bool = True
+    """With nf4 and fp4: quantise the quantisation constants too (about 0.4 bit a weight less)."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """Implementation of attention, in transformers' names."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model repository. Somebody else's program: off unless
+    you read it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Model":
+        if not self.base.strip():
+            raise ValueError("base is empty; name a directory, a hub id or tiny")
+        return self
+
+
+class Adapter(Section):
+    """What is trained on top of the frozen base."""
+
+    method: Literal["lora"] = "lora"
+    """Kind of adapter."""
+    rank: PositiveInt = 16
+    """Inner dimension r of the update B·A. Parameters grow in proportion."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The update is scaled by alpha / rank (alpha / √rank with rslora)."""
+    target_modules: str | list[str] = "all-linear"
+    """Layers that get an adapter: `all-linear` (every linear layer but the output head and a
+    mixture's router), a list of name endings such as `[q_proj, v_proj]`, or one regular
+    expression on full module names."""
+    exclude_modules: str | list[str] | None = None
+    """Layers left out again: a list of name endings or one regular expression."""
+    layers: list[Annotated[int, Field(ge=0)]] | str | None = None
+    """Which decoder layers: a list of numbers from 0, or `last:8` for the top eight. All if left
+    out."""
+    dropout: Fraction = 0.0
+    """Probability with which an input of the adapter is zeroed during training."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Train the base model's own biases too: all of them, or those of the adapted layers."""
+    rslora: bool = False
+    """Scale by alpha / √rank, so that large ranks keep learning (arXiv 2312.03732)."""
+    dora: bool = False
+    """Train magnitude and direction separately (arXiv 2402.09353). Slower; helps at small ranks."""
+    init: str = "default"
+    """Start of A and B: `default` (A uniform, B zero), `gaussian`, `orthogonal`, or from the base
+    weights: `pissa`, `pissa_niter_N`, `olora`. The last three alter the base during training; the
+    adapter is converted on saving so that it is valid on the original base."""
+    modules_to_save: list[str] = []
+    """Layers trained in full and saved with the adapter, e.g. `[lm_head, embed_tokens]`."""
+    rank_pattern: dict[str, PositiveInt] = {}
+    """Other ranks for some layers: name ending or regular expression to rank."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Other alphas for some layers. A rank without its alpha changes that layer's scale."""
+
+    @field_validator("init")
+    @classmethod
+    def _known_init(cls, value: str) -> str:
+        if value in ("default", "gaussian", "orthogonal", "pissa", "olora"):
+            return value
+        if re.fullmatch(r"pissa_niter_[1-9]\d*", value):
+            return value
+        raise ValueError(
+            f"unknown init {value!r}; use default, gaussian, orthogonal, pissa, pissa_niter_N "
+            "or olora"
+        )
+
+    @field_validator("layers")
+    @classmethod
+    def _known_layers(cls, value: list[int] | str | None) -> list[int] | str | None:
+        if isinstance(value, str) and not re.fullmatch(r"last:[1-9]\d*", value):
+            raise ValueError(f"{value!r} is neither a list of layer numbers nor last:N")
+        if isinstance(value, list) and not value:
+            raise ValueError("an empty list adapts nothing; leave the key out for all layers")
+        return value
+
+    @field_validator("target_modules", "exclude_modules")
+    @classmethod
+    def _usable_pattern(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if value == "" or value == []:
+            raise ValueError("is empty and adapts nothing")
+        if isinstance(value, str) and value != "all-linear":
+            _compile(value)
+        return value
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _usable_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            _compile(key)
+        return value
+
+    @property
+    def alters_base(self) -> bool:
+        """Whether the initialisation moves part of the base weights into A and B."""
+        return self.init.startswith(("pissa", "olora"))
+
+    @model_validator(mode="after")
+    def _check(self) -> "Adapter":
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            if self.layers is not None:
+                raise ValueError(
+                    "layers cannot be combined with a regular expression in target_modules; "
+                    "write the layer numbers into the expression, or use a list of name endings"
+                )
+        if self.dora and self.alters_base:
+            raise ValueError(
+                f"dora with init {self.init} cannot be converted back to the original base; "
+                "use init: default"
+            )
+        if self.bias != "none" and self.alters_base:
+            raise ValueError(f"bias: {self.bias} is not supported with init {self.init}")
+        return self
+
+
+class Source(Section):
+    """Where rows come from, when a path alone does not say it."""
+
+    path: str
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .txt) or a hub data set."""
+    split: str | None = None
+    """Split of a hub data set; `train` for training and `test` for evaluation if left out."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+
+
+class Columns(Section):
+    """Names of the columns in your file, where they differ from the usual ones."""
+
+    messages: str | None = None
+    """Column with a list of chat messages (`role` and `content`)."""
+    prompt: str | None = None
+    """Column with the question or instruction."""
+    input: str | None = None
+    """Column with additional input (Alpaca's third column)."""
+    completion: str | None = None
+    """Column with the answer."""
+    text: str | None = None
+    """Column with plain text, trained as a whole."""
+    system: str | None = None
+    """Column with a system message for the row."""
+
+
+class Data(Section):
+    """What the model is trained and evaluated on."""
+
+    train: str | Source
+    """Training rows: a file or a hub data set."""
+    eval: str | Source | None = None
+    """Held-out rows for evaluation: a file or a hub data set."""
+    eval_fraction: Fraction = 0.0
+    """Hold out this part of the training rows instead (chosen by the seed)."""
+    format: Literal["auto", "chat", "prompt_completion", "alpaca", "text"] = "auto"
+    """Shape of a row; `auto` decides by the columns and prints why."""
+    columns: Columns = Columns()
+    """Column mapping."""
+    chat_template: str | None = None
+    """A Jinja file to use in place of the tokenizer's own chat template."""
+    render: Literal["auto", "chat", "plain"] = "auto"
+    """How prompts and completions become text: in the chat template, or one after the other.
+    `auto` takes the template where the tokenizer has one. Plain text is never wrapped."""
+    system: str | None = None
+    """System message for rows that bring none."""
+    max_length_tokens: PositiveInt = 2048
+    """Longest row, in tokens."""
+    on_long: Literal["error", "drop", "truncate"] = "error"
+    """What happens to a longer row. Whatever is chosen is counted, printed and stored."""
+    max_rows: PositiveInt | None = None
+    """Take only the first rows of the training data."""
+    max_eval_rows: PositiveInt | None = None
+    """Take only the first rows of the evaluation data."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Data":
+        if self.eval is not None and self.eval_fraction > 0:
+            raise ValueError("eval and eval_fraction exclude each other; keep one of them")
+        return self
+
+
+class Training(Section):
+    """How long, how fast and how carefully."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training rows; 1 if neither epochs nor steps is given."""
+    steps: PositiveInt | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: PositiveInt = 16
+    """Sequences per optimizer step over all devices: the same recipe trains the same on 1 or 8."""
+    micro_batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Sequences computed at once on one device. Changes memory and speed, not the result."""
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Peak learning rate of AdamW. `auto`: 10 times full fine-tuning's, adjusted to the width."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up; linear and cosine end at min_learning_rate."""
+    warmup: Annotated[float, Field(ge=0)] = 0
+    """Steps of linear warm-up; below 1 a fraction of all steps."""
+    min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Where linear and cosine schedules end."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW (fused where the device has it), or bitsandbytes' with 8-bit state."""
+    betas: list[Fraction] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    """AdamW's two decay rates."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay on every trained weight."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the gradient to this Euclidean norm; null switches clipping off."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    eval_every: PositiveInt | None = None
+    """Evaluate after every so many steps, and always at the end. Ten times a run if left out."""
+    early_stopping: PositiveInt | None = None
+    """Stop when so many evaluations in a row brought no new best loss."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights are the result: of the lowest held-out loss, or of the last step."""
+    checkpoint_every: PositiveInt | None = None
+    """Commit a checkpoint after every so many steps. At each evaluation if left out."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints kept; the best one is kept besides."""
+    sample_prompts: list[str] = []
+    """Prompts answered at each evaluation, to see the model change."""
+    sample_tokens: PositiveInt = 64
+    """Longest sample answer, in tokens."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of everything random: start of A, order of rows, dropout."""
+
+    @field_validator("warmup")
+    @classmethod
+    def _whole_steps(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("must be a whole number of steps, or a fraction below 1")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> "Training":
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("epochs and steps exclude each other; keep one of them")
+        if isinstance(self.micro_batch_size, int) and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} is larger than batch_size "
+                f"{self.batch_size}; lower it, or leave it out"
+            )
+        if self.learning_rate != "auto" and self.min_learning_rate > self.learning_rate:
+            raise ValueError("min_learning_rate is larger than learning_rate")
+        return self
+
+
+class Output(Section):
+    """Where the run is kept."""
+
+    dir: str
+    """The run directory. One recipe, one run, one directory; an existing run is never
+    overwritten."""
+
+
+class Recipe(Section):
+    """One training run."""
+
+    model: Model
+    adapter: Adapter = Adapter()
+    data: Data
+    training: Training = Training()
+    output: Output
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        holds_out = self.data.eval is not None or self.data.eval_fraction > 0
+        if self.training.early_stopping is not None and not holds_out:
+            raise ValueError(
+                "training.early_stopping needs held-out rows; add data.eval or data.eval_fraction"
+            )
+        if self.adapter.alters_base and self.model.quantization != "none":
+            raise ValueError(
+                f"adapter.init {self.adapter.init} moves part of the base weights into the "
+                f"adapter, which a base in {self.model.quantization} cannot do exactly; "
+                "use init: default, or quantization: none"
+            )
+        if self.adapter.bias != "none" and self.model.quantization != "none":
+            raise ValueError(
+                f"adapter.bias {self.adapter.bias} trains base parameters, which is not "
+                f"supported on a base in {self.model.quantization}; use bias: none"
+            )
+        return self
+
+
+def _compile(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None

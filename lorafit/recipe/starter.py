@@ -1,0 +1,54 @@
+"""The commented recipe that `lorafit init` writes."""
+
+from textwrap import dedent
+
+
+def starter_recipe(model: str, data: str, evaluation: str | None, columns: dict[str, str],
+                   quantization: str, output: str) -> str:
+    """YAML of a starter recipe. `columns` maps roles to the columns of an unusual file."""
+    mapping = ""
+    if columns:
+        pairs = ", ".join(f"{role}: {_quoted(name)}" for role, name in columns.items())
+        mapping = f"  columns: {{{pairs}}}   # role of each column in your file\n"
+    held_out = (
+        f"  eval: {_quoted(evaluation)}" if evaluation
+        else "  eval_fraction: 0.05         # hold out 5 % to see whether it generalises"
+    )
+    head = dedent(f"""\
+        # Every key is explained in docs/recipe.md, or by `lorafit schema`.
+        # Check it:  lorafit check THIS_FILE        Try it in seconds:  lorafit train THIS_FILE --smoke
+
+        model:
+          base: {_quoted(model)}
+          quantization: {quantization}          # nf4 quarters the base's memory; it does not save time
+
+        adapter:
+          rank: 16                    # more rank holds more; parameters grow in proportion
+          alpha: 32                   # the update is scaled by alpha / rank
+          target_modules: all-linear  # attention alone learns less at equal size
+          dropout: 0.0
+
+        data:
+          train: {_quoted(data)}
+        """)
+    tail = dedent(f"""\
+
+        training:
+          epochs: 1
+          batch_size: 16              # sequences per step over all devices; small is safe for LoRA
+          learning_rate: auto         # about 10 times full fine-tuning's
+          schedule: constant
+
+        output:
+          dir: {_quoted(output)}
+        """)
+    length = ("  max_length_tokens: 2048     # a longer row is an error unless on_long says otherwise\n"
+              "  on_long: error")
+    return f"{head}{mapping}{held_out}\n{length}\n{tail}"
+
+
+def _quoted(value: str) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000) \
+        .removesuffix("\n").removesuffix("\n...")

@@ -1,0 +1,162 @@
+"""`--smoke`: the same recipe and the same code on a shrunken architecture, offline, in seconds.
+
+A stand-in base (two layers of random weights in the recipe's architecture) and, where the data
+cannot be reached, stand-in rows of the recipe's format are written to a folder; the recipe is
+pointed at them and then runs like any other.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorafit.data.dataset import locate
+from lorafit.errors import UserError
+from lorafit.model.base import TINY, is_hub_id, load_config, load_tokenizer, quiet_libraries
+from lorafit.recipe.loading import replace
+from lorafit.recipe.schema import Data, Recipe, Source
+
+ROWS = 12
+EVAL_ROWS = 4
+STEPS = 3
+
+# Architecture of a model that cannot be asked for its configuration, by its name.
+_FAMILIES = [
+    (r"mixtral", "mixtral"),
+    (r"mistral|ministral|zephyr", "mistral"),
+    (r"qwen-?3.*-a\d+b", "qwen3_moe"),
+    (r"qwen-?3", "qwen3"),
+    (r"qwen-?2", "qwen2"),
+    (r"gemma-?3", "gemma3_text"),
+    (r"gemma-?2", "gemma2"),
+    (r"gemma", "gemma"),
+    (r"phi-?[34]", "phi3"),
+    (r"gpt-oss", "gpt_oss"),
+    (r"olmo-?2", "olmo2"),
+    (r"smollm-?3", "smollm3"),
+    (r"llama|smollm|tinyllama|vicuna", "llama"),
+]
+
+
+def smoke_recipe(recipe: Recipe, folder: Path, hub_reachable: bool) -> Recipe:
+    """The recipe with a shrunken base and few rows, all files in `folder`."""
+    data = _few_rows(recipe.data, folder, hub_reachable)
+    base = folder / "base"
+    _write_base(recipe, base, hub_reachable)
+    layers = recipe.adapter.layers
+    if isinstance(layers, str):
+        layers = "last:1"
+    elif layers is not None:
+        layers = sorted({min(layer, 1) for layer in layers})
+    return replace(
+        recipe,
+        model={"base": str(base), "revision": None, "trust_remote_code": False},
+        adapter={"layers": layers},
+        data=data,
+        training={
+            "epochs": None, "steps": STEPS, "batch_size": min(4, recipe.training.batch_size),
+            "micro_batch_size": 2 if recipe.training.batch_size > 1 else 1,
+            "eval_every": 2, "checkpoint_every": 2,
+            "warmup": min(1, recipe.training.warmup), "sample_tokens": 4,
+            "sample_prompts": recipe.training.sample_prompts[:1],
+        },
+        output={"dir": str(folder / "run")},
+    )
+
+
+def _write_base(recipe: Recipe, target: Path, hub_reachable: bool) -> None:
+    from transformers import AutoModelForCausalLM
+
+    quiet_libraries()
+    section = recipe.model
+    if not is_hub_id(section.base) or hub_reachable:
+        config, tokenizer = load_config(section), load_tokenizer(section)
+    else:
+        config = _config_by_name(section.base)
+        tokenizer = load_tokenizer(section.model_copy(update={"base": str(TINY), "revision": None}))
+    shrink(config, tokenizer)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _config_by_name(name: str) -> Any:
+    from transformers import AutoConfig
+
+    for pattern, model_type in _FAMILIES:
+        if re.search(pattern, name.rpartition("/")[2].lower()):
+            return AutoConfig.for_model(model_type)
+    raise UserError("the hub cannot be reached, and the architecture cannot be told from the name",
+                    f"model.base: {name}", "go online, or give a local directory")
+
+
+def shrink(config: Any, tokenizer: Any) -> None:
+    """Two narrow layers of the same architecture, with the vocabulary of `tokenizer`.
+
+    64 wide with 4 heads of 16: every proportion that code depends on (grouped heads, several
+    experts, both kinds of attention layer) is kept.
+    """
+    text = config.get_text_config()
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    small = {
+        "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "moe_intermediate_size": 32, "num_experts": 4, "num_local_experts": 4,
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "query_pre_attn_scalar": 16,
+        "hidden_size_per_layer_input": 16, "vocab_size": len(tokenizer),
+        "max_position_embeddings": 2048, "original_max_position_embeddings": 2048,
+    }
+    for key, value in small.items():
+        if getattr(text, key, None) is not None:
+            setattr(text, key, value)
+    if getattr(text, "layer_types", None):
+        kinds = list(dict.fromkeys(text.layer_types))
+        text.layer_types = [*kinds, *kinds][:2]
+    rope = getattr(text, "rope_parameters", None)
+    if isinstance(rope, dict) and rope.get("rope_type") not in (None, "default"):
+        text.rope_parameters = {"rope_type": "default", "rope_theta": rope.get("rope_theta", 1e4)}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(text, key, getattr(tokenizer, key))
+        setattr(config, key, getattr(tokenizer, key))
+
+
+def _few_rows(data: Data, folder: Path, hub_reachable: bool) -> dict[str, Any]:
+    """Changes to the data section: the first rows, or stand-ins where they are out of reach."""
+    changes: dict[str, Any] = {
+        "max_rows": min(ROWS, data.max_rows or ROWS),
+        "max_eval_rows": EVAL_ROWS,
+        "max_length_tokens": min(256, data.max_length_tokens),
+        "on_long": "truncate",
+    }
+    for key, rows in (("train", ROWS), ("eval", EVAL_ROWS)):
+        source: str | Source | None = getattr(data, key)
+        if source is not None and locate(source).is_hub and not hub_reachable:
+            path = folder / f"{key}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(
+                json.dumps(_stand_in(data, number)) + "\n" for number in range(rows)
+            ), encoding="utf-8")
+            changes[key] = str(path)
+    return changes
+
+
+def _stand_in(data: Data, number: int) -> dict[str, Any]:
+    """A row in the format that the recipe names or implies; chat where nothing says otherwise."""
+    columns = {role: name for role, name in data.columns.model_dump().items() if name}
+    question, answer = f"How much is {number} and {number}?", f"It is {2 * number}."
+    system = {columns["system"]: "Be brief."} if "system" in columns else {}
+    if data.format == "text" or "text" in columns:
+        return {columns.get("text", "text"): f"{question} {answer}"}
+    if data.format == "alpaca" or "input" in columns:
+        return {columns.get("prompt", "instruction"): question, columns.get("input", "input"): "",
+                columns.get("completion", "output"): answer, **system}
+    if data.format == "prompt_completion" or {"prompt", "completion"} & columns.keys():
+        return {columns.get("prompt", "prompt"): question,
+                columns.get("completion", "completion"): answer, **system}
+    return {columns.get("messages", "messages"): [
+        {"role": "user", "content": question}, {"role": "assistant", "content": answer},
+    ], **system}

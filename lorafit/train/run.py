@@ -1,0 +1,375 @@
+"""A run from recipe to result: every room once, in order."""
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from lorafit import __version__
+from lorafit.data.dataset import TokenisedData, make_renderer, read_examples, tokenise
+from lorafit.errors import UserError
+from lorafit.model import adapter as adapters
+from lorafit.model import base as bases
+from lorafit.model.device import find_device
+from lorafit.model.loss import SummedLoss
+from lorafit.model.targets import resolve_targets
+from lorafit.recipe import auto
+from lorafit.recipe.auto import Decision
+from lorafit.recipe.loading import dump_recipe, load_recipe
+from lorafit.recipe.schema import Recipe, Source
+from lorafit.run_dir import (
+    RunDir,
+    append_jsonl,
+    committed_directory,
+    read_jsonl,
+    write_json,
+    write_text,
+)
+from lorafit.train.checkpoint import Progress, load_checkpoint, newest_good_checkpoint
+from lorafit.train.display import Display, make_display
+from lorafit.train.loop import Job, Plan, run_loop
+from lorafit.train.optimizer import build_optimizer
+from lorafit.train.samples import Sampler
+from lorafit.train.signals import listening
+
+HELD_OUT_ROWS = 32  # kept in the run directory for verification after export
+
+# What a resumed run may change; everything else decides what the weights become.
+MAY_CHANGE_ON_RESUME = {
+    "training.steps", "training.epochs", "training.micro_batch_size", "training.eval_every",
+    "training.early_stopping", "training.keep", "training.checkpoint_every",
+    "training.keep_checkpoints", "training.sample_prompts", "training.sample_tokens",
+    "data.max_eval_rows", "output.dir",
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before any weight is loaded. `check` stops here; `train` goes on."""
+
+    tokenizer: Any
+    config: Any
+    device: torch.device
+    train: TokenisedData
+    held_out: TokenisedData | None
+    decisions: list[Decision]
+    plan: Plan
+
+    def decided(self, key: str) -> Any:
+        return next(decision.value for decision in self.decisions if decision.key == key)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run prints at its start and keeps in record.json."""
+
+    decisions: list[Decision]
+    adapter: adapters.AdapterFacts
+    train: dict[str, Any]
+    held_out: dict[str, Any] | None
+    plan: Plan
+    device: str
+    processes: int
+    skipped_checkpoints: list[str]
+    resumed_from: str | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended. Times in seconds, memory in bytes."""
+
+    progress: Progress
+    kept_step: int
+    seconds: float
+    first_step_after_s: float
+    peak_memory_bytes: int
+
+
+def prepare(recipe: Recipe, ranks: int,
+            progress: Callable[[int, int], None] = lambda done, total: None) -> Prepared:
+    """Read and tokenise the data and decide everything that is left open.
+
+    UserError for whatever is wrong with the data, the base's configuration or the adapter.
+    """
+    training = recipe.training
+    train_examples, eval_examples = read_examples(recipe.data, training.seed)
+    config = bases.load_config(recipe.model)
+    tokenizer = bases.load_tokenizer(recipe.model)
+    train = tokenise(train_examples, recipe.data, tokenizer, recipe.data.train, progress)
+    held_out = None
+    if eval_examples is not None:
+        held_out = tokenise(eval_examples, recipe.data, tokenizer,
+                            recipe.data.eval or recipe.data.train)
+    longest = max(train.report.longest_tokens, held_out.report.longest_tokens if held_out else 0)
+    _refuse_too_long(config, longest)
+    resolve_targets(
+        bases.meta_model(config, trust_remote_code=recipe.model.trust_remote_code), recipe.adapter
+    )
+
+    device, facts = find_device()
+    text_config = config.get_text_config()
+    dtype = auto.dtype(recipe.model.dtype, facts)
+    rate = auto.learning_rate(training.learning_rate, text_config.model_type,
+                              getattr(text_config, "hidden_size", None))
+    micro = auto.micro_batch_size(training.micro_batch_size, training.batch_size, ranks, longest,
+                                  facts)
+    rows = auto.total_rows(training.epochs, training.steps, training.batch_size, len(train.rows))
+    steps = -(-rows // training.batch_size)
+    eval_every = auto.eval_every(training.eval_every, steps)
+    checkpoint_every = auto.checkpoint_every(training.checkpoint_every, eval_every.value)
+    decisions = [
+        dtype,
+        auto.attention(recipe.model.attention, facts, dtype.value, bases.supports_sdpa(config)),
+        rate, micro, eval_every, checkpoint_every,
+    ]
+    plan = Plan(rows, steps, micro.value, rate.value, eval_every.value, checkpoint_every.value)
+    return Prepared(tokenizer, config, device, train, held_out, decisions, plan)
+
+
+def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
+          started_s: float) -> Result:
+    """Run a recipe to its end, or go on where it stopped.
+
+    `announce` receives the record once, before the first step, on the main process. `started_s`
+    is the perf_counter of the process's start. Raises the errors of lorafit.errors.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    recipe = with_absolute_paths(recipe)
+    run = RunDir(Path(recipe.output.dir))
+    device, _ = find_device()
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision="no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    display = make_display(accelerator.is_main_process)
+    if resume:
+        refuse_changes(recipe, run)
+    prepared = prepare(recipe, accelerator.num_processes)
+    base = bases.load_base(recipe.model, prepared.decided("model.dtype"),
+                           prepared.decided("model.attention"), prepared.device)
+    if recipe.training.activation_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    base.config.use_cache = False
+    adapted = adapters.add_adapter(base, recipe.adapter, recipe.training.seed,
+                                   bases.resolve_base(recipe.model.base))
+    optimizer = build_optimizer(adapted.parameters(), recipe.training, prepared.device)
+    if not resume and accelerator.is_main_process:
+        run.create()
+        _write_inputs(run, recipe, adapted, prepared)
+    accelerator.wait_for_everyone()
+    if resume and recipe.adapter.alters_base:
+        _refuse_other_start(run, adapted)
+
+    progress = Progress(total_steps=prepared.plan.total_steps, data=_data_identity(prepared))
+    checkpoint, skipped = newest_good_checkpoint(run) if resume else (None, [])
+    if checkpoint is not None:
+        progress = load_checkpoint(checkpoint, adapted, optimizer)
+        _refuse_other_data(progress, prepared, run)
+        progress.total_steps = prepared.plan.total_steps
+    record = Record(
+        prepared.decisions, adapters.describe(adapted), prepared.train.report.as_dict(),
+        prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
+        str(prepared.device), accelerator.num_processes, skipped,
+        checkpoint.name if checkpoint else None,
+    )
+    if accelerator.is_main_process:
+        _keep_record(run, record, progress)
+        announce(record)
+
+    module = accelerator.prepare_model(SummedLoss(adapted), device_placement=False)
+    timer = _FirstStep(display, started_s)
+    with listening() as stop:
+        job = Job(
+            accelerator, module, adapted, optimizer, prepared.train, prepared.held_out,
+            prepared.tokenizer.pad_token_id or 0, recipe.training, prepared.plan, run, timer,
+            Sampler(recipe.training.sample_prompts, make_renderer(recipe.data, prepared.tokenizer),
+                    recipe.training.sample_tokens),
+            stop,
+        )
+        try:
+            progress = run_loop(job, progress)
+        finally:
+            display.stop()
+    result = Result(
+        progress, _kept_step(recipe, progress), time.perf_counter() - started_s,
+        timer.first_step_after_s, peak_memory_bytes(prepared.device),
+    )
+    if accelerator.is_main_process:
+        _write_result(run, recipe, adapted, result)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return result
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with local files named absolutely, so that a run directory can be used from
+    anywhere."""
+
+    def absolute(value: str | None) -> str | None:
+        return str(Path(value).absolute()) if value and Path(value).exists() else value
+
+    def source(value: str | Source | None) -> str | Source | None:
+        if isinstance(value, Source):
+            return value.model_copy(update={"path": absolute(value.path)})
+        return absolute(value)
+
+    base = recipe.model.base
+    return recipe.model_copy(update={
+        "model": recipe.model.model_copy(
+            update={"base": base if base == "tiny" else absolute(base)}),
+        "data": recipe.data.model_copy(update={
+            "train": source(recipe.data.train), "eval": source(recipe.data.eval),
+            "chat_template": absolute(recipe.data.chat_template)}),
+        "output": recipe.output.model_copy(
+            update={"dir": str(Path(recipe.output.dir).absolute())}),
+    })
+
+
+def refuse_changes(recipe: Recipe, run: RunDir) -> None:
+    """UserError unless `run` holds a run of the same recipe, but for what may change."""
+    if not run.recipe.exists():
+        raise UserError("there is no run to resume", str(run.path), "leave out --resume")
+    before = _leaves(with_absolute_paths(load_recipe(run.recipe)).model_dump())
+    now = _leaves(with_absolute_paths(recipe).model_dump())
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
+                     and key not in MAY_CHANGE_ON_RESUME)
+    if changed:
+        shown = ", ".join(f"{key} (was {before.get(key)}, is {now.get(key)})" for key in changed)
+        raise UserError(
+            f"the recipe differs from the one that the run was started with: {shown}",
+            str(run.path),
+            "a resumed run must be the same run; start a new one in another output.dir",
+        )
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class _FirstStep:
+    """Passes everything on to a display and notes when the first step was done."""
+
+    def __init__(self, display: Display, started_s: float) -> None:
+        self._display = display
+        self._started_s = started_s
+        self.first_step_after_s = 0.0
+
+    def step(self, *what: Any) -> None:
+        if not self.first_step_after_s:
+            self.first_step_after_s = time.perf_counter() - self._started_s
+        self._display.step(*what)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._display, name)
+
+
+def _refuse_too_long(config: Any, longest_tokens: int) -> None:
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit and longest_tokens > limit:
+        raise UserError(
+            f"rows of {longest_tokens} tokens are longer than the base's context of {limit}",
+            "data.max_length_tokens", f"set it to at most {limit} and choose data.on_long",
+        )
+
+
+def _write_inputs(run: RunDir, recipe: Recipe, adapted: Any, prepared: Prepared) -> None:
+    write_text(run.recipe, dump_recipe(recipe))
+    rows = (prepared.held_out or prepared.train).rows[:HELD_OUT_ROWS]
+    write_text(run.held_out, "".join(
+        json.dumps({"token_ids": row.ids.tolist(),
+                    "supervised": row.supervised.astype(int).tolist()}) + "\n"
+        for row in rows
+    ))
+    if recipe.adapter.alters_base:
+        with committed_directory(run.initial_adapter) as partial:
+            adapters.save_adapter(partial, adapted)
+
+
+def _refuse_other_start(run: RunDir, adapted: Any) -> None:
+    """PiSSA and OLoRA split the base anew on resume; it must come out the same to the bit."""
+    saved = load_file(run.initial_adapter / adapters.WEIGHTS)
+    now = adapters.trained_state(adapted)
+    if any(not torch.equal(saved[name], now[name]) for name in saved):
+        raise UserError(
+            "the initialisation from the base weights comes out differently on this machine, so "
+            "the run cannot be resumed exactly", "adapter.init",
+            "resume on the machine (and thread count) of the first part, or start a new run",
+        )
+
+
+def _refuse_other_data(progress: Progress, prepared: Prepared, run: RunDir) -> None:
+    if progress.data != _data_identity(prepared):
+        raise UserError(
+            "the data, the tokenizer or the chat template changed since the run was started",
+            str(run.path), "restore the files, or start a new run in another output.dir",
+        )
+
+
+def _data_identity(prepared: Prepared) -> str:
+    return prepared.train.report.fingerprint
+
+
+def _keep_record(run: RunDir, record: Record, progress: Progress) -> None:
+    """Write record.json, and cut the logs back to where a resumed run goes on."""
+    names = ("torch", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes")
+    versions = {"lorafit": __version__, "python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    values = asdict(record)
+    values["versions"] = versions
+    values["machine"] = {"system": platform.platform(), "cpus": os.cpu_count(),
+                         "threads": torch.get_num_threads()}
+    write_json(run.record, values)
+    for log in (run.metrics, run.samples):
+        lines = [line for line in read_jsonl(log) if line["step"] <= progress.step]
+        if progress.step == 0:
+            lines = []
+        write_text(log, "")
+        for line in lines:
+            append_jsonl(log, line)
+
+
+def _kept_step(recipe: Recipe, progress: Progress) -> int:
+    if recipe.training.keep == "best" and progress.best_step is not None:
+        return progress.best_step
+    return progress.step
+
+
+def _write_result(run: RunDir, recipe: Recipe, adapted: Any, result: Result) -> None:
+    """The adapter of the kept step, and result.json last: its presence means that all is there."""
+    if result.kept_step != result.progress.step:
+        adapters.restore_adapter(adapted, run.checkpoint(result.kept_step))
+    initial = run.initial_adapter if recipe.adapter.alters_base else None
+    with committed_directory(run.adapter, replace=True) as partial:
+        adapters.save_for_original_base(partial, adapted, initial)
+    write_json(run.result, {"status": "done", **asdict(result)})
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            leaves.update(_leaves(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves

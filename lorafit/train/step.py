@@ -1,0 +1,95 @@
+"""One optimizer step, exact: the gradient is that of the mean over every supervised token.
+
+Losses are summed over micro-batches and ranks and divided once, by the number of supervised tokens
+of the whole step, so neither the micro-batch size nor the number of ranks changes the result.
+Dividing the gradients last (they belong to the adapter and are small) has a second use: the
+backward pass of a float16 base runs at the size of a sum, which does not underflow.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorafit.data.batches import Batch
+from lorafit.errors import DivergedError
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did. `loss` is in nats per supervised token; counts are over all ranks.
+
+    grad_norm: Euclidean norm before clipping. stop_signal: the highest signal number that a rank
+    has received, 0 for none.
+    """
+
+    loss: float
+    grad_norm: float
+    supervised_tokens: int
+    tokens: int
+    stop_signal: int
+
+
+def train_step(
+    accelerator: Any, module: nn.Module, optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Batch], *, step: int, learning_rate: float, seed: int,
+    max_grad_norm: float | None, stop_signal: int = 0,
+) -> StepResult:
+    """Forward, backward and update over this rank's micro-batches of step `step` (from 0).
+
+    Raises DivergedError, before any weight is touched, when the loss or the gradient is not
+    finite. `module` returns the summed loss of a micro-batch.
+    """
+    device = accelerator.device
+    loss_sum = torch.zeros((), dtype=torch.float32, device=device)
+    for k, batch in enumerate(micro_batches):
+        # Dropout depends on the step and the micro-batch's place in it alone: an interruption,
+        # an evaluation in between or another number of ranks changes nothing.
+        position = k * accelerator.num_processes + accelerator.process_index
+        torch.manual_seed(stream_seed(seed, step, position))
+        local = batch.to(device)
+        if k + 1 < len(micro_batches):
+            with accelerator.no_sync(module):
+                loss = module(local.input_ids, local.attention_mask, local.labels)
+                accelerator.backward(loss)
+        else:
+            loss = module(local.input_ids, local.attention_mask, local.labels)
+            accelerator.backward(loss)
+        loss_sum += loss.detach()
+
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    totals = torch.tensor(
+        [0.0, sum(b.supervised_tokens for b in micro_batches),
+         sum(b.tokens for b in micro_batches)], dtype=wide, device=device)
+    totals[0] = loss_sum
+    totals = accelerator.reduce(totals, reduction="sum")
+    signals = accelerator.gather(torch.tensor([stop_signal], device=device))
+    total_loss, supervised_tokens, tokens = totals.tolist()
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    # Data-parallel engines average over ranks; the mean over tokens is wanted instead.
+    torch._foreach_mul_(gradients, accelerator.num_processes / max(1.0, supervised_tokens))
+    limit = float("inf") if max_grad_norm is None else max_grad_norm
+    grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
+    loss_per_token = total_loss / max(1.0, supervised_tokens)
+    for name, value in (("loss", loss_per_token), ("gradient norm", grad_norm)):
+        if not torch.isfinite(torch.tensor(value)):
+            optimizer.zero_grad()
+            raise DivergedError(f"the {name} of step {step + 1} is {value}; no weight was changed")
+
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return StepResult(loss_per_token, grad_norm, int(supervised_tokens), int(tokens),
+                      int(signals.max()))
+
+
+def stream_seed(seed: int, step: int, position: int) -> int:
+    """A seed for the random numbers of one micro-batch, unrelated to its neighbours'."""
+    text = f"{seed}/{step}/{position}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
