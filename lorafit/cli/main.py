@@ -78,8 +78,9 @@ def check(recipe_path: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def init(
-    model: Annotated[str, typer.Option(help="Base model: a directory, a hub id, or tiny.")] = "tiny",
-    data: Annotated[Path, typer.Option(help="File with training rows.", show_default=False)] = ...,
+    data: Annotated[Path, typer.Option(help="File with training rows.", show_default=False)],
+    model: Annotated[str, typer.Option(
+        help="Base model: a directory, a hub id, or tiny.")] = "tiny",
     evaluation: Annotated[Path | None, typer.Option(
         "--eval", help="File with held-out rows.", show_default=False)] = None,
     quantization: Annotated[str, typer.Option(
@@ -108,7 +109,7 @@ def schema(
 def generate(
     trained: Trained,
     prompt: Annotated[str, typer.Option(
-        "--prompt", "-p", help="What to answer.", show_default=False)] = ...,
+        "--prompt", "-p", help="What to answer.", show_default=False)],
     which: Annotated[str, typer.Option(
         "--with", help="Who answers: base, adapter or both side by side.")] = "both",
     base: Base = None,

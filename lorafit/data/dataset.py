@@ -16,7 +16,6 @@ from lorafit.data.sources import Location, problems_error, read_rows
 from lorafit.errors import Problem, UserError
 from lorafit.recipe.schema import Data, Source
 
-
 FIRST_ROWS = 100  # looked at before anything heavy is imported
 
 

@@ -10,12 +10,12 @@ import torch
 from lorafit.data.batches import collate
 from lorafit.data.dataset import TokenisedData, make_renderer, read_examples, tokenise
 from lorafit.errors import UserError
-from lorafit.model.trained import AdapterSource
 from lorafit.model.adapter import load_adapter
 from lorafit.model.base import load_base
 from lorafit.model.device import find_device
 from lorafit.model.generate import Sampling, answer
 from lorafit.model.loss import summed_cross_entropy
+from lorafit.model.trained import AdapterSource
 from lorafit.recipe import auto
 from lorafit.run_dir import write_json
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from lorafit.errors import VerificationError
-from lorafit.model.trained import AdapterSource
 from lorafit.export.verify import Agreement, compare, using
 from lorafit.model.adapter import CONFIG, WEIGHTS, load_adapter
 from lorafit.model.base import load_base
+from lorafit.model.trained import AdapterSource
 from lorafit.run_dir import committed_directory, refuse_existing
 
 

@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorafit.errors import UserError, VerificationError
-from lorafit.model.trained import AdapterSource, full_precision
 from lorafit.export.verify import Agreement, compare, using
 from lorafit.model.adapter import WEIGHTS, load_adapter
 from lorafit.model.base import TORCH_DTYPES, load_base, resolve_base
+from lorafit.model.trained import AdapterSource, full_precision
 from lorafit.run_dir import committed_directory, refuse_existing, write_json
 
 INDEX = "model.safetensors.index.json"

@@ -80,6 +80,7 @@ def add_adapter(model: Any, section: Adapter, seed: int, base_name: str) -> Any:
                         "change the keys that it names") from None
     adapted.peft_config["default"].base_model_name_or_path = base_name
     _refuse_unused_patterns(adapted, section)
+    _refuse_missing_biases(adapted, section)
     adapted.train()
     return adapted
 
@@ -264,6 +265,15 @@ def _refuse_unused_patterns(adapted: Any, section: Adapter) -> None:
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
                 raise UserError(f"{pattern!r} matches no adapted layer", f"adapter.{key}",
                                 "name an ending such as q_proj, or a full module name")
+
+
+def _refuse_missing_biases(adapted: Any, section: Adapter) -> None:
+    if section.bias != "none" and not any(
+        parameter.requires_grad and name.endswith("bias")
+        for name, parameter in adapted.named_parameters()
+    ):
+        raise UserError(f"bias: {section.bias} trains nothing: these layers have no bias",
+                        "adapter.bias", "set it to none")
 
 
 def _ordered(value: Any) -> Any:

@@ -74,7 +74,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=len)
 
 
-def _all_linear(model: nn.Module, section: Adapter, layers: list[int] | None) -> Targets:
+def _all_linear(model: Any, section: Adapter, layers: list[int] | None) -> Targets:
     """Every linear layer but the output head and the routers, and fused expert weights."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     linear = {name for name, module in model.named_modules() if _is_linear(module)}

@@ -114,7 +114,8 @@ def _problem(error: Any, document: Document, places: dict[KeyPath, str], path: P
         owner = _model_at(missing[:-1])
         field = owner.model_fields.get(str(missing[-1])) if owner else None
         hint = " ".join((field.description or "").split()) if field else ""
-        return Problem(f"{'.'.join(map(str, missing))} is missing", where, hint and f"add it: {hint}")
+        name = ".".join(map(str, missing))
+        return Problem(f"{name} is missing", where, hint and f"add it: {hint}")
     if error["type"] == "value_error":
         what = str(error["ctx"]["error"])
         return Problem(f"{dotted}: {what}" if dotted else what, where)
@@ -155,11 +156,11 @@ def _nearest(key: str, known: list[str], section: str, document: Document) -> st
     prefix = f"{section}." if section else ""
     if close := difflib.get_close_matches(key, known, 1, 0.6):
         return f"did you mean {prefix}{close[0]}?"
-    for name, field in Recipe.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            if close := difflib.get_close_matches(key, list(annotation.model_fields), 1, 0.85):
-                return f"did you mean {name}.{close[0]}?"
+    for name in Recipe.model_fields:
+        section_model = _model_at((name,))
+        others = list(section_model.model_fields) if section_model else []
+        if close := difflib.get_close_matches(key, others, 1, 0.85):
+            return f"did you mean {name}.{close[0]}?"
     listed = ", ".join(known)
     return f"keys here: {listed}" if listed else "remove it"
 

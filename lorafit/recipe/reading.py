@@ -58,7 +58,8 @@ def read_yaml(text: str, name: str) -> Document:
         remedy = "check the indentation, the colons and the quotes around this line"
         if "\t" in (error.problem or "") or "'\\t'" in (error.problem or ""):
             remedy = "indent with spaces; YAML allows no tabs"
-        raise UserError(f"not valid YAML: {error.problem or error.context}", where, remedy) from None
+        what = f"not valid YAML: {error.problem or error.context}"
+        raise UserError(what, where, remedy) from None
     except RecursionError:
         raise UserError("nested too deeply", name, "a recipe has two or three levels") from None
     document = Document(None)

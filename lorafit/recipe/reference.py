@@ -36,7 +36,8 @@ def markdown() -> str:
     parts = [_INTRO]
     for name, field in Recipe.model_fields.items():
         section = field.annotation
-        assert isinstance(section, type) and issubclass(section, BaseModel)
+        assert isinstance(section, type)
+        assert issubclass(section, BaseModel)
         parts.append(_section(f"`{name}`", section))
     parts.append(_section("A source, in `data.train` and `data.eval`", Source))
     parts.append(_section("`data.columns`", Columns))
@@ -70,9 +71,9 @@ def _type_name(annotation: Any) -> str:
         return f"list of {_type_name(arguments[0])}"
     if origin is dict:
         return f"{_type_name(arguments[0])} to {_type_name(arguments[1])}"
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false",
-             Source: "source", Columns: "mapping"}
-    return names.get(annotation, str(annotation))
+    words: dict[Any, str] = {str: "text", int: "whole number", float: "number",
+                             bool: "true or false", Source: "source", Columns: "mapping"}
+    return words.get(annotation, str(annotation))
 
 
 def _default(field: FieldInfo) -> str:

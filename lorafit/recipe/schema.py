@@ -128,12 +128,13 @@ class Adapter(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Adapter":
-        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
-            if self.layers is not None:
-                raise ValueError(
-                    "layers cannot be combined with a regular expression in target_modules; "
-                    "write the layer numbers into the expression, or use a list of name endings"
-                )
+        is_expression = isinstance(self.target_modules, str) \
+            and self.target_modules != "all-linear"
+        if is_expression and self.layers is not None:
+            raise ValueError(
+                "layers cannot be combined with a regular expression in target_modules; "
+                "write the layer numbers into the expression, or use a list of name endings"
+            )
         if self.dora and self.alters_base:
             raise ValueError(
                 f"dora with init {self.init} cannot be converted back to the original base; "

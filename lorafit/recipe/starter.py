@@ -15,12 +15,13 @@ def starter_recipe(model: str, data: str, evaluation: str | None, columns: dict[
         else "  eval_fraction: 0.05         # hold out 5 % to see whether it generalises"
     )
     head = dedent(f"""\
-        # Every key is explained in docs/recipe.md, or by `lorafit schema`.
-        # Check it:  lorafit check THIS_FILE        Try it in seconds:  lorafit train THIS_FILE --smoke
+        # Every key is explained by `lorafit schema --markdown`.
+        # Check it:           lorafit check THIS_FILE
+        # Try it in seconds:  lorafit train THIS_FILE --smoke
 
         model:
           base: {_quoted(model)}
-          quantization: {quantization}          # nf4 quarters the base's memory; it does not save time
+          quantization: {quantization}          # nf4 quarters the base's memory, but saves no time
 
         adapter:
           rank: 16                    # more rank holds more; parameters grow in proportion
@@ -42,8 +43,8 @@ def starter_recipe(model: str, data: str, evaluation: str | None, columns: dict[
         output:
           dir: {_quoted(output)}
         """)
-    length = ("  max_length_tokens: 2048     # a longer row is an error unless on_long says otherwise\n"
-              "  on_long: error")
+    length = ("  max_length_tokens: 2048     # longest row\n"
+              "  on_long: error              # or drop, or truncate")
     return f"{head}{mapping}{held_out}\n{length}\n{tail}"
 
 

@@ -59,7 +59,7 @@ def save_checkpoint(run: RunDir, adapted: Any, optimizer: Any, progress: Progres
 
 def newest_good_checkpoint(run: RunDir) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are all intact, and what was wrong with newer ones."""
-    skipped = []
+    skipped: list[str] = []
     for path in reversed(run.list_checkpoints()):
         problem = damage(path)
         if problem is None:

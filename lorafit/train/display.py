@@ -1,7 +1,6 @@
 """What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
-import time
 from collections import deque
 from typing import Any, Protocol
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], training: Training,
     """The recipe's optimizer over the trained weights. The learning rate is set at each step."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     first, second = training.betas
-    options = {
+    options: dict[str, Any] = {
         "lr": 0.0, "betas": (first, second), "eps": training.epsilon,
         "weight_decay": training.weight_decay,
     }

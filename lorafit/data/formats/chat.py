@@ -20,9 +20,9 @@ def convert(fields: Mapping[str, Any], mapping: Mapping[str, str]) -> Conversati
     if not isinstance(turns, list) or not turns:
         raise BadRow(f"{column} is no list of messages", 'write [{"role": …, "content": …}, …]')
     messages = [_message(turn, number) for number, turn in enumerate(turns, 1)]
-    if "system" in mapping and messages[0].role != "system":
-        if system := text_of(fields, mapping["system"], optional=True):
-            messages.insert(0, Message("system", system))
+    system = text_of(fields, mapping["system"], optional=True) if "system" in mapping else ""
+    if system and messages[0].role != "system":
+        messages.insert(0, Message("system", system))
     answers = [message for message in messages if message.role == "assistant"]
     if not answers:
         raise BadRow("no message is the assistant's, so the row would train nothing",
