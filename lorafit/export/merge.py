@@ -223,8 +223,7 @@ def _plan_tied(plan: MergePlan, shards: dict[str, Path], tied: bool) -> None:
     with safe_open(shards[embedding], "pt") as reader:
         original = reader.get_tensor(embedding)
     update = plan.updates.pop("lm_head.weight", None)
-    head = original if update is None else update.apply(original).to(original.dtype)
-    plan.added["lm_head.weight"] = head
+    plan.added["lm_head.weight"] = original if update is None else update.apply(original)
 
 
 def _scale(config: dict[str, Any], module: str, part: dict[str, torch.Tensor]) -> float:
@@ -249,17 +248,18 @@ def _merge_shards(plan: MergePlan, folder: Path, shards: dict[str, Path], output
         with safe_open(file, "pt") as reader:
             for name in reader.keys():
                 weight = reader.get_tensor(name)
+                wanted = TORCH_DTYPES[dtype] if dtype else weight.dtype
                 if name in plan.updates:
-                    weight = plan.updates[name].apply(weight).to(weight.dtype)
+                    weight = plan.updates[name].apply(weight).to(wanted)
                 elif name in plan.replacements:
-                    weight = plan.replacements[name].to(weight.dtype)
-                merged[name] = weight
+                    weight = plan.replacements[name].to(wanted)
+                elif weight.is_floating_point():
+                    weight = weight.to(wanted)
+                merged[name] = weight.contiguous()
         if number == len(files):
-            merged.update(plan.added)
-        if dtype is not None:
-            merged = {name: weight.to(TORCH_DTYPES[dtype]) if weight.is_floating_point() else weight
-                      for name, weight in merged.items()}
-        merged = {name: weight.contiguous() for name, weight in merged.items()}
+            added_dtype = TORCH_DTYPES[dtype] if dtype else _dtype_on_disk(folder)
+            merged.update({name: weight.to(added_dtype).contiguous()
+                           for name, weight in plan.added.items()})
         target = SINGLE if len(files) == 1 else file.name
         save_file(merged, output / target, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(merged, target))
@@ -275,9 +275,9 @@ def _copy_settings(plan: MergePlan, folder: Path, output: Path, dtype: str | Non
     for section in sections:
         if plan.untie:
             section["tie_word_embeddings"] = False
-        for key in ("dtype", "torch_dtype"):
-            if dtype is not None and key in section:
-                section[key] = dtype
+        if dtype is not None:
+            section.pop("torch_dtype", None)
+            section["dtype"] = dtype
     write_json(output / "config.json", config)
     if (folder / "generation_config.json").exists():
         shutil.copyfile(folder / "generation_config.json", output / "generation_config.json")

@@ -1,5 +1,6 @@
 """Adapters through peft: building, describing, saving and loading them."""
 
+import copy
 import json
 import re
 import warnings
@@ -58,14 +59,14 @@ def add_adapter(model: Any, section: Adapter, seed: int, base_name: str) -> Any:
             lora_alpha=_whole(section.alpha),
             target_modules=targets.modules,
             target_parameters=targets.parameters or None,
-            exclude_modules=targets.exclude,
+            exclude_modules=copy.copy(targets.exclude),
             layers_to_transform=targets.layers,
             lora_dropout=section.dropout,
             bias=section.bias,
             use_rslora=section.rslora,
             use_dora=section.dora,
             init_lora_weights=True if section.init == "default" else section.init,
-            modules_to_save=section.modules_to_save or None,
+            modules_to_save=list(section.modules_to_save) or None,  # peft changes the list it gets
             ensure_weight_tying=bool(section.modules_to_save),
             rank_pattern=dict(section.rank_pattern),
             alpha_pattern={key: _whole(value) for key, value in section.alpha_pattern.items()},
@@ -259,7 +260,10 @@ def _total_parameters(adapted: Any) -> int:
 
 def _refuse_unused_patterns(adapted: Any, section: Adapter) -> None:
     """A pattern that matches no adapted layer would change nothing, silently."""
-    names = [_base_name(name) for name, _ in _lora_layers(adapted)]
+    names = []
+    for name, module in _lora_layers(adapted):
+        weight = getattr(module, "parameter_name", "")  # fused experts: layer.weight's name
+        names.append(f"{_base_name(name).replace('.base_layer', '')}.{weight}".rstrip("."))
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(section, key):
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):

@@ -125,6 +125,7 @@ def load_base(section: Model, dtype: str, attention: str, device: torch.device) 
         ) from None
     except Exception as error:
         raise _cannot_load(section, error) from None
+    _keep_weights_as_they_are(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()
@@ -146,6 +147,18 @@ def _quantization_config(section: Model, dtype: str) -> Any:
         bnb_4bit_use_double_quant=section.double_quantization,
         bnb_4bit_compute_dtype=TORCH_DTYPES[dtype],
     )
+
+
+def _keep_weights_as_they_are(model: Any) -> None:
+    """Forbid bitsandbytes to repack 4-bit weights for inference on CPUs with AVX512-BF16.
+
+    The repacking happens at the first evaluation, is not undone when training goes on, and the
+    product on repacked weights has no backward pass: every gradient below it would be wrong, with
+    a warning at most (bitsandbytes 0.50, Linear4bit.forward).
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _refuse_pickles(path: str) -> None:

@@ -34,10 +34,10 @@ def resolve_targets(model: nn.Module, section: Adapter) -> Targets:
     """Match the recipe's words against the model. UserError when something matches nothing."""
     layers = _layers(model, section)
     names = {name for name, module in model.named_modules() if _can_adapt(module)}
-    if section.target_modules == "all-linear":
-        return _all_linear(model, section, layers)
     problems = []
-    if isinstance(section.target_modules, str):
+    if section.target_modules == "all-linear":
+        pass  # matches by construction
+    elif isinstance(section.target_modules, str):
         matched = {name for name in names if re.fullmatch(section.target_modules, name)}
         if not matched:
             example = min(names, default="")
@@ -58,6 +58,8 @@ def resolve_targets(model: nn.Module, section: Adapter) -> Targets:
                 problems.append(_unmatched(f"adapter.{key}", wanted, everything))
     if problems:
         raise UserError(problems=problems)
+    if section.target_modules == "all-linear":
+        return _all_linear(model, section, layers)
     modules = section.target_modules
     return Targets(
         modules if isinstance(modules, str) else sorted(set(modules)), [],

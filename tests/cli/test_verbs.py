@@ -1,0 +1,129 @@
+"""The verbs as a person types them: real processes, one after the other, on one run."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lorafit.recipe.loading import load_recipe
+
+
+def lorafit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "lorafit", *arguments], capture_output=True,
+                          text=True, timeout=240, cwd=cwd, env=os.environ.copy())
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_from_starter_recipe_to_served_files(chat_file, tmp_path):
+    """init → check → train → generate → eval → merge → export-adapter, each as printed."""
+    data = chat_file(12)
+    said(lorafit("init", "--data", str(data), "--model", "tiny", "-o", "recipe.yaml",
+                 cwd=tmp_path))
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert recipe.data.eval_fraction == 0.05
+    small = ["--set", "training.epochs=null", "--set", "training.steps=2",
+             "--set", "training.batch_size=4"]
+    checked = said(lorafit("check", "recipe.yaml", *small, cwd=tmp_path))
+    assert "the recipe is fine" in checked
+    assert not (tmp_path / "runs").exists()
+    trained = said(lorafit("train", "recipe.yaml", *small, cwd=tmp_path))
+    assert "step 2/2" in trained
+    trainable = next(line for line in checked.splitlines() if line.startswith("trained"))
+    assert trainable in trained
+    run = recipe.output.dir
+    assert f"{run}/adapter" in trained
+    both = said(lorafit("generate", run, "-p", "How much is 1 and 2?", "--max-new-tokens", "8",
+                        cwd=tmp_path))
+    assert "base" in both
+    assert "adapter" in both
+    alone = said(lorafit("generate", run, "-p", "Hi", "--with", "base", "--max-new-tokens", "8",
+                         cwd=tmp_path))
+    again = said(lorafit("generate", run, "-p", "Hi", "--with", "base", "--max-new-tokens", "8",
+                         cwd=tmp_path))
+    assert alone == again
+    assert "exact match" in said(lorafit("eval", run, cwd=tmp_path))
+    merged = said(lorafit("merge", run, cwd=tmp_path))
+    assert "top-1 agreement" in merged
+    exported = said(lorafit("export-adapter", run, cwd=tmp_path))
+    assert "bit-equal" in exported
+    assert (tmp_path / run / "merged" / "model.safetensors").exists()
+    assert (tmp_path / run / "exported" / "adapter_model.safetensors").exists()
+    refused = lorafit("merge", run, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "already exists" in refused.stderr
+
+
+def test_progress_is_a_live_bar_on_a_terminal(make_recipe, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(make_recipe().model_dump()))
+    main, other = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lorafit", "train", str(path)], stdout=other, stderr=other,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "110"})
+    os.close(other)
+    shown = b""
+    while True:
+        try:
+            block = os.read(main, 65536)
+        except OSError:
+            break
+        if not block:
+            break
+        shown += block
+    assert process.wait() == 0
+    text = shown.decode(errors="replace")
+    assert "4/4" in text
+    assert "tok/s" in text
+    assert "\x1b[" in text
+
+
+def test_python_dash_m_prints_the_version():
+    import lorafit as package
+
+    assert said(lorafit("--version")).split() == ["lorafit", package.__version__]
+
+
+def test_nothing_opens_a_socket_in_a_run_on_local_files(make_recipe, tmp_path):
+    """An audit hook in the process sees every connection attempt."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(make_recipe(training={"steps": 2}).model_dump()))
+    script = f"""
+import sys
+opened = []
+def hook(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.bind"):
+        opened.append(event)
+sys.addaudithook(hook)
+sys.argv = ["lorafit", "train", {str(path)!r}]
+from lorafit.cli.main import _run
+code = _run()
+assert code == 0, code
+assert not opened, opened
+print("quiet")
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("quiet")
+
+
+@pytest.mark.parametrize("verb", [
+    "train", "check", "init", "schema", "generate", "eval", "merge", "export-adapter"])
+def test_every_verb_has_help(verb):
+    assert "Usage" in said(lorafit(verb, "--help"))
+
+
+def test_the_schema_accepts_what_the_loader_accepts(make_recipe):
+    schema = json.loads(said(lorafit("schema")))
+    assert schema["required"] == ["model", "data", "output"]
+    assert schema["additionalProperties"] is False
