@@ -21,8 +21,8 @@ def settle(needs_hub: bool) -> bool:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which kernels it could not find
     warnings.simplefilter("ignore", FutureWarning)  # what libraries say to each other
     warnings.simplefilter("ignore", DeprecationWarning)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if needs_hub else "1")
     if not needs_hub:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         return False
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False

@@ -86,8 +86,8 @@ class RunDir:
     def holds_a_run(self) -> bool:
         return self.recipe.exists() or self.checkpoints.exists()
 
-    def create(self) -> None:
-        """Make the directory. UserError when it already holds a run, or anything else."""
+    def refuse_taken(self) -> None:
+        """UserError when the directory holds a run or anything else, or cannot be made."""
         if self.holds_a_run():
             raise UserError(
                 "the output directory already holds a run; nothing was overwritten",
@@ -95,6 +95,15 @@ class RunDir:
                 "continue it with --resume, or choose another with --set output.dir=DIR",
             )
         refuse_existing(self.path, "choose another with --set output.dir=DIR")
+        ancestor = next(path for path in (self.path, *self.path.absolute().parents)
+                        if path.exists())
+        if not (ancestor.is_dir() and os.access(ancestor, os.W_OK)):
+            raise UserError("nothing can be written there", str(ancestor),
+                            "choose another with --set output.dir=DIR")
+
+    def create(self) -> None:
+        """Make the directory. UserError when it is taken."""
+        self.refuse_taken()
         try:
             self.checkpoints.mkdir(parents=True)
         except OSError as error:
@@ -135,9 +144,11 @@ def append_jsonl(path: Path, value: Any) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every complete line; one that a crash cut off has no end and is left out."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return [json.loads(line) for line in lines if line]
 
 
 @contextmanager
@@ -145,9 +156,10 @@ def committed_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a directory to fill; on leaving it is synced and renamed to `path`, or removed.
 
     A crash or an error inside leaves `path` as it was. With `replace` an existing directory is
-    swapped out. Raises MachineError when the disk refuses.
+    swapped out by two renames. Raises MachineError when the disk refuses.
     """
     partial = path.with_name(f".{path.name}.partial")
+    replaced = path.with_name(f".{path.name}.replaced")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -158,15 +170,19 @@ def committed_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 _sync(file)
         _sync(partial)
         if replace and path.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(replaced, ignore_errors=True)
+            path.rename(replaced)
         partial.rename(path)
         _sync(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         raise MachineError(
             f"{path}: could not be written: {error.strerror or error}; nothing was left behind"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if replaced.exists() and not path.exists():  # the second rename failed
+            replaced.rename(path)
 
 
 def write_manifest(directory: Path) -> None:

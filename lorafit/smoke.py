@@ -71,10 +71,14 @@ def _write_base(recipe: Recipe, target: Path, hub_reachable: bool) -> None:
 
     quiet_libraries()
     section = recipe.model
-    if not is_hub_id(section.base) or hub_reachable:
+    try:
+        if is_hub_id(section.base) and not hub_reachable:
+            raise UserError("the hub cannot be reached")
         config, tokenizer = load_config(section), load_tokenizer(section)
-    else:
-        config = _config_by_name(section.base)
+    except UserError:
+        if not is_hub_id(section.base):
+            raise
+        config = _config_by_name(section.base)  # offline, or a gated model without a login
         tokenizer = load_tokenizer(section.model_copy(update={"base": str(TINY), "revision": None}))
     shrink(config, tokenizer)
     torch.manual_seed(0)

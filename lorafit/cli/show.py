@@ -101,9 +101,9 @@ def evaluation(result: Any, samples: int) -> None:
 
 def merged(result: Any) -> None:
     """What a merge did and how well it agrees."""
-    how = "in memory" if result.in_memory else "shard by shard"
-    console.print(f"merged    {result.directory} ({how}; {result.updated} weights updated, "
-                  f"{result.replaced} replaced)", markup=False)
+    how = (f"shard by shard; {result.updated} weights updated, {result.replaced} replaced"
+           if not result.in_memory else "in memory, by peft")
+    console.print(f"merged    {result.directory} ({how})", markup=False)
     console.print(f"checked   against base + adapter: {_agreement(result.agreement)}")
     if result.against_quantised is not None:
         console.print("          against the quantised base it was trained on: "

@@ -1,6 +1,7 @@
 """What each verb does: the rooms in order, and what a person is shown."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -28,9 +29,13 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, processes: i
         _check_cheaply(recipe, run, resume)
     _settle(recipe)
     if not started_by_a_launcher():
-        from lorafit.model.device import device_count
+        from lorafit.model.device import gpu_count
 
-        ranks = processes or device_count()
+        gpus = gpu_count()
+        ranks = processes or max(1, gpus)
+        if 0 < gpus < ranks:
+            raise UserError(f"{ranks} processes for {gpus} GPUs", "--num-processes",
+                            f"use at most {gpus}")
         if ranks > recipe.training.batch_size:
             raise UserError(f"{ranks} processes for a batch of {recipe.training.batch_size}",
                             "training.batch_size", "raise it, or use --num-processes")
@@ -65,13 +70,16 @@ def check(recipe_path: Path, overrides: list[str]) -> None:
 def init(model: str, data: Path, evaluation: Path | None, quantization: str,
          output: Path) -> None:
     refuse_existing(output, "choose another file with --output")
+    if not output.parent.is_dir():
+        raise UserError("no such directory", str(output.parent),
+                        "make it, or choose another file with --output")
     if quantization not in ("none", "nf4", "fp4", "int8"):
         raise UserError(f"unknown quantization {quantization!r}", "--quantization",
                         "use none, nf4, fp4 or int8")
     first = read_rows(Location(str(data)), default_split="train", limit=1)[0]
     if evaluation is not None:
         read_rows(Location(str(evaluation)), default_split="test", limit=1)
-    chosen, _, reason = choose_format(first, "auto", {})
+    chosen, _, reason = choose_format([first], "auto", {})
     text = starter_recipe(model, str(data), str(evaluation) if evaluation else None, {},
                           quantization, f"runs/{data.stem}")
     write_text(output, text)
@@ -85,6 +93,7 @@ def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_t
         raise UserError(f"nobody is called {which!r}", "--with", "use base, adapter or both")
     _settle_for(trained, base)
     from lorafit.data.chat import Renderer
+    from lorafit.data.dataset import make_renderer
     from lorafit.data.examples import Exchange
     from lorafit.model.adapter import load_adapter
     from lorafit.model.base import load_base
@@ -96,8 +105,8 @@ def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_t
     source = open_adapter(trained, base)
     tokenizer = source.tokenizer()
     data = source.recipe.data if source.recipe else None
-    renderer = Renderer(tokenizer, template=None, render=data.render if data else "auto",
-                        system=data.system if data else None)
+    renderer = make_renderer(data, tokenizer) if data else Renderer(
+        tokenizer, template=None, render="auto", system=None)
     device, facts = find_device()
     dtype = auto.dtype(source.model.dtype, facts).value
     model = load_adapter(load_base(source.model, dtype, "sdpa", device), source.directory)
@@ -174,10 +183,8 @@ def _smoke(recipe: Recipe, started_s: float) -> None:
 
 def _check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
     """What can be known to be wrong in milliseconds, before anything heavy is imported."""
-    if not resume and run.holds_a_run():
-        raise UserError("the output directory already holds a run; nothing was overwritten",
-                        str(run.path),
-                        "continue it with --resume, or choose another with --set output.dir=DIR")
+    if not resume:
+        run.refuse_taken()
     for source, split in ((recipe.data.train, "train"), (recipe.data.eval, "test")):
         if source is not None and not locate(source).is_hub:
             check_source(recipe.data, locate(source), split)
@@ -186,7 +193,7 @@ def _check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
         raise UserError("no such chat template", f"data.chat_template: {template}",
                         "give the path of a Jinja file")
     base = recipe.model.base
-    if base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+    if base.startswith((".", "/", "~")) and not Path(os.path.expanduser(base)).exists():
         raise UserError("no such base model", f"model.base: {base}",
                         "name a model directory, a hub id, or tiny")
 

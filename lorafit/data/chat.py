@@ -9,6 +9,7 @@ is only accepted when each rendered prefix is a prefix of the whole.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from lorafit.data.examples import BadRow, Conversation, Exchange, Message, Passa
 Span = tuple[int, int]
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"'{}]*)(?P=quote)\s*\)""")
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,16 @@ class Renderer:
     """Renders examples with one tokenizer.
 
     `template` replaces the tokenizer's own; `render` is the recipe's `auto`, `chat` or `plain`;
-    `system` is given to rows that bring none.
+    `system` is given to rows that bring none; `today` is what a template that prints a date sees.
     """
 
     def __init__(self, tokenizer: Any, *, template: str | None, render: str,
-                 system: str | None) -> None:
+                 system: str | None, today: date | None = None) -> None:
         self.tokenizer = tokenizer
-        self.template = template or tokenizer.chat_template
+        own = tokenizer.chat_template
+        if isinstance(own, dict):  # several, by purpose
+            own = own.get("default")
+        self.template = _with_date(template or own, today or date.today())
         self.exchanges_as_chat = render == "chat" or (render == "auto" and bool(self.template))
         self.system = system
         self.has_marks = bool(self.template and _GENERATION_MARK.search(self.template))
@@ -118,8 +123,8 @@ class Renderer:
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._apply(messages[:i], add_generation_prompt=True) if i else ""
             after = self._apply(messages[: i + 1])
+            before = self._before(messages, i, after)
             if not (text.startswith(after) and after.startswith(before)):
                 raise BadRow(
                     f"the chat template rewrites earlier turns (at message {i + 1}), so what the "
@@ -128,6 +133,21 @@ class Renderer:
                 )
             spans.append((len(before), len(after)))
         return text, spans
+
+    def _before(self, messages: list[dict[str, str]], i: int, after: str) -> str:
+        """The text in front of what the assistant says in message `i`."""
+        if i:
+            return self._apply(messages[:i], add_generation_prompt=True)
+        # Many templates cannot render no message at all, so the heading of the assistant's turn is
+        # learnt from another conversation.
+        asked = [{"role": "user", "content": "-"}]
+        heading = self._apply(asked, add_generation_prompt=True).removeprefix(self._apply(asked))
+        if not heading or heading not in after:
+            raise BadRow("the row starts with the assistant, and the chat template does not show "
+                         "where that turn's text begins",
+                         "start the row with a user's message, or give a template with "
+                         "{% generation %} marks in data.chat_template")
+        return after[: after.index(heading) + len(heading)]
 
     def _close(self, text: str, span: Span) -> Span:
         """End the span at the end-of-turn token: white space after it belongs to the template."""
@@ -194,10 +214,14 @@ class Renderer:
 
     def _mask(self, row: Rendered, ids: list[int], offsets: list[Span]) -> Tokens:
         positions = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+        ends = positions[:, 1]
+        # Some tokenizers trim the spaces off a token's offsets, so that a token of spaces alone
+        # seems empty: a token starts where the one before it ends.
+        before = np.maximum.accumulate(np.concatenate([[0], ends]))[:-1]
+        starts = np.minimum(positions[:, 0], before)
         supervised = np.zeros(len(ids), dtype=bool)
         for start, end in row.spans:
-            overlaps = (positions[:, 0] < end) & (positions[:, 1] > start)
-            supervised |= overlaps & (positions[:, 1] > positions[:, 0])
+            supervised |= (starts < end) & (ends > start) & (ends > starts)
         token_ids = np.asarray(ids, dtype=np.int32)
         eos = self.tokenizer.eos_token_id
         if not row.is_chat and eos is not None:
@@ -207,3 +231,13 @@ class Renderer:
                 token_ids = np.append(token_ids, np.int32(eos))
                 supervised = np.append(supervised, True)
         return Tokens(token_ids, supervised)
+
+
+def _with_date(template: str | None, today: date) -> str | None:
+    """The template with its calls for the current date answered.
+
+    Otherwise rows would change at midnight: a resumed run would see other data than it began with.
+    """
+    if template is None:
+        return None
+    return _DATE_CALL.sub(lambda call: repr(today.strftime(call["format"])), template)

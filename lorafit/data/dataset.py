@@ -1,8 +1,8 @@
 """A data section of the recipe to tokenised rows, with everything that happened counted."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +109,13 @@ def check_source(data: Data, location: Location, default_split: str) -> None:
 def _read(data: Data, location: Location, default_split: str, limit: int | None) -> Examples:
     rows = read_rows(location, default_split=default_split, limit=limit)
     given = {role: name for role, name in data.columns.model_dump().items() if name}
-    chosen, mapping, reason = choose_format(rows[0], data.format, given)
+    chosen, mapping, reason = choose_format(rows, data.format, given)
     examples = convert_rows(rows, chosen, mapping)
     return Examples(examples, [row.where for row in rows], chosen.name, reason)
 
 
-def tokenise(
-    examples: Examples, data: Data, tokenizer: Any, source: str | Source,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> TokenisedData:
+def tokenise(examples: Examples, data: Data, tokenizer: Any,
+             source: str | Source) -> TokenisedData:
     """Render, tokenise, mask, and apply the length policy.
 
     No row without a supervised token comes out, and none is cut or dropped unless the recipe
@@ -137,7 +135,6 @@ def tokenise(
         if problems:
             raise problems_error(problems, len(examples.examples))
         rows.extend(renderer.tokenise(rendered))
-        progress(len(rows), len(examples.examples))
     return _apply_length_policy(examples, rows, data, locate(source).path)
 
 
@@ -153,7 +150,9 @@ def make_renderer(data: Data, tokenizer: Any) -> Renderer:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"the template cannot be read: {error}", "data.chat_template",
                             "give the path of a Jinja file") from None
-    return Renderer(tokenizer, template=template, render=data.render, system=data.system)
+    today = date.fromisoformat(data.date) if data.date else None
+    return Renderer(tokenizer, template=template, render=data.render, system=data.system,
+                    today=today)
 
 
 def _apply_length_policy(examples: Examples, rows: list[Tokens], data: Data,

@@ -67,7 +67,17 @@ def text_of(fields: Mapping[str, Any], column: str, *, optional: bool = False) -
     if not isinstance(value, str):
         raise BadRow(f"{column} is {type(value).__name__}, not text",
                      "write it as a string, or correct data.columns")
+    refuse_broken_text(value, column)
     return value
+
+
+def refuse_broken_text(value: str, name: str) -> None:
+    """BadRow for half a surrogate pair, which JSON can spell and no tokenizer can read."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRow(f"{name} holds a broken character (\\u{ord(value[error.start]):04x} alone)",
+                     "mend the text; it was cut in the middle of a character") from None
 
 
 def answer_of(fields: Mapping[str, Any], column: str) -> str:

@@ -6,6 +6,7 @@ line; Parquet and hub data sets are read by `datasets`.
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -46,22 +47,33 @@ class Location:
 def read_rows(location: Location, *, default_split: str, limit: int | None = None) -> list[Row]:
     """Every row, or the first `limit`. UserError when there is none, or when one is malformed."""
     if location.is_hub:
-        rows = _read_hub(location, default_split)
+        rows = _read_hub(location, default_split, streaming=limit is not None)
     else:
-        path = Path(location.path).expanduser()
+        path = Path(os.path.expanduser(location.path))
         _refuse_unusable(path)
         rows = READERS[path.suffix.lower()](path)
     try:
         found = list(islice(rows, limit))
     except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text (byte {error.start} of a block: {error.reason})",
-                        location.path, "convert the file to UTF-8") from None
+        raise UserError(f"not UTF-8 text ({error.reason})", _undecodable_line(location.path),
+                        "convert the file to UTF-8") from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", location.path,
                         "check the file and its permissions") from None
     if not found:
         raise UserError("the data set is empty", location.path, "give a file with rows")
     return found
+
+
+def _undecodable_line(path: str) -> str:
+    """`file:line` of the first line that is not UTF-8."""
+    with open(os.path.expanduser(path), "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return f"{path}:{number}"
+    return path
 
 
 def problems_error(problems: list[Problem], total_rows: int) -> UserError:
@@ -127,6 +139,9 @@ def _read_json(path: Path) -> Iterator[Row]:
     except RecursionError:
         raise UserError("nested too deeply", str(path), "the file must hold a list of objects") \
             from None
+    except ValueError as error:  # a number of more digits than Python converts
+        raise UserError(f"not JSON: {error}", str(path),
+                        "the file must hold a list of objects") from None
     if isinstance(value, dict):
         lists = [item for item in value.values() if isinstance(item, list)]
         value = lists[0] if len(value) == 1 and lists else [value]
@@ -144,16 +159,19 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
     csv.field_size_limit(1 << 28)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
+        start = 1
         try:
             header = next(reader, None)
             if header is None:
                 return
             if len(set(header)) != len(header):
                 raise UserError("a column name stands twice", f"{path}:1", "rename one of them")
+            start = reader.line_num + 1  # a quoted value may hold line breaks
             for values in reader:
+                where = f"{path}:{start}"
+                start = reader.line_num + 1
                 if not values:
                     continue
-                where = f"{path}:{reader.line_num}"
                 if len(values) != len(header):
                     raise UserError(
                         f"{len(values)} columns where the header has {len(header)}", where,
@@ -161,8 +179,8 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
                     )
                 yield Row(dict(zip(header, values, strict=True)), where)
         except csv.Error as error:
-            raise UserError(f"not valid CSV: {error}", f"{path}:{reader.line_num}",
-                            "check the quotes around this line") from None
+            raise UserError(f"not valid CSV: {error}", f"{path}:{start}",
+                            "check the quotes in the row that starts here") from None
 
 
 def _read_tsv(path: Path) -> Iterator[Row]:
@@ -188,12 +206,14 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         yield Row(fields, f"{path} row {number}")
 
 
-def _read_hub(location: Location, default_split: str) -> Iterator[Row]:
+def _read_hub(location: Location, default_split: str, *, streaming: bool) -> Iterator[Row]:
+    """`streaming` fetches rows as they are asked for, for when only the first are wanted."""
     datasets = _import_datasets(location.path)
     split = location.split or default_split
     try:
         table = datasets.load_dataset(
-            location.path, location.subset, split=split, revision=location.revision
+            location.path, location.subset, split=split, revision=location.revision,
+            streaming=streaming,
         )
     except Exception as error:
         raise UserError(

@@ -23,6 +23,7 @@ def find_device() -> tuple[torch.device, Device]:
             "cuda", torch.cuda.get_device_name(index),
             has_bfloat16=torch.cuda.get_device_capability(index) >= (8, 0),
             has_flash_attention=importlib.util.find_spec("flash_attn") is not None,
+            memory_bytes=torch.cuda.get_device_properties(index).total_memory,
         )
     if wanted in (None, "mps") and torch.backends.mps.is_available():
         return torch.device("mps"), Device("mps", "Apple GPU", has_bfloat16=False)
@@ -32,8 +33,8 @@ def find_device() -> tuple[torch.device, Device]:
     return torch.device("cpu"), Device("cpu", name, has_bfloat16=has_tiles)
 
 
-def device_count() -> int:
-    """Accelerators that training can be spread over; 1 on a CPU."""
-    if os.environ.get("LORAFIT_DEVICE") == "cpu":
-        return 1
-    return max(1, torch.cuda.device_count())
+def gpu_count() -> int:
+    """GPUs that training can be spread over; 0 where it runs on a CPU or another accelerator."""
+    if os.environ.get("LORAFIT_DEVICE") not in (None, "cuda"):
+        return 0
+    return torch.cuda.device_count()

@@ -1,6 +1,7 @@
 """A recipe file and `--set` overrides to a validated Recipe; every problem at once."""
 
 import difflib
+import os
 import typing
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lorafit.errors import Problem, UserError
-from lorafit.recipe.reading import Document, KeyPath, read_yaml
+from lorafit.recipe.reading import Document, KeyPath, parse_scalar, read_yaml
 from lorafit.recipe.schema import Data, Recipe, Source
 
 MAX_RECIPE_BYTES = 1_000_000
@@ -37,14 +38,29 @@ def load_recipe(path: Path, overrides: typing.Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(document.values)
     except ValidationError as error:
-        problems = [_problem(item, document, places, path) for item in error.errors()]
+        problems = [_problem(item, document, places, path)
+                    for item in _of_the_member_meant(error.errors())]
         raise UserError(problems=_unique(problems)) from None
     return _with_paths_beside(recipe, path.parent)
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML of a recipe with every default spelled out; `load_recipe` reads it back equal."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that would not be read back as it is, such as "1e5"."""
+
+
+def _represent_text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    style = None if isinstance(parse_scalar(value), str) else "'"
+    if any(break_ in value for break_ in "\x85\u2028\u2029\ufeff"):  # written raw otherwise
+        style = '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def replace(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
@@ -91,7 +107,20 @@ def _apply_override(document: Document, places: dict[KeyPath, str], override: st
             raise UserError(f"{key} is a value, not a section", where,
                             "for example --set adapter.rank=8")
     target[keys[-1]] = value.values
+    for place in [place for place in places if place[: len(keys)] == tuple(keys)]:
+        del places[place]  # what the file said there is gone
     places[tuple(keys)] = where
+
+
+def _of_the_member_meant(errors: typing.Sequence[Any]) -> list[Any]:
+    """Without "must be a string" about a mapping whose keys have errors of their own."""
+    return [
+        error for error in errors
+        if not (error["type"] == "string_type" and isinstance(error["input"], dict) and any(
+            len(other["loc"]) > len(error["loc"])
+            and other["loc"][: len(error["loc"]) - 1] == error["loc"][:-1] for other in errors
+        ))
+    ]
 
 
 def _problem(error: Any, document: Document, places: dict[KeyPath, str], path: Path) -> Problem:
@@ -207,10 +236,13 @@ def _unique(problems: list[Problem]) -> list[Problem]:
 
 
 def _with_paths_beside(recipe: Recipe, folder: Path) -> Recipe:
-    """Point relative paths that exist only beside the recipe there."""
+    """Point relative paths that exist only beside the recipe there, and `~` to the home."""
 
     def beside(value: str | None) -> str | None:
-        if value is None or Path(value).exists() or not (folder / value).exists():
+        if value is None:
+            return None
+        value = os.path.expanduser(value)
+        if Path(value).exists() or not (folder / value).exists():
             return value
         return str(folder / value)
 
@@ -227,4 +259,5 @@ def _with_paths_beside(recipe: Recipe, folder: Path) -> Recipe:
     if base != "tiny":
         base = beside(base) or base
     model = recipe.model.model_copy(update={"base": base})
-    return recipe.model_copy(update={"data": data, "model": model})
+    output = recipe.output.model_copy(update={"dir": os.path.expanduser(recipe.output.dir)})
+    return recipe.model_copy(update={"data": data, "model": model, "output": output})

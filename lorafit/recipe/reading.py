@@ -20,10 +20,6 @@ MAX_NODES = 20_000  # a recipe has under 200; aliases that multiply are an attac
 _INT = re.compile(r"[-+]?[0-9](_?[0-9])*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9](_?[0-9])*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_STANDARD_TAGS = {
-    f"tag:yaml.org,2002:{name}"
-    for name in ("map", "seq", "str", "null", "bool", "int", "float", "merge", "timestamp", "value")
-}
 
 
 @dataclass
@@ -45,11 +41,11 @@ class Document:
 def read_yaml(text: str, name: str) -> Document:
     """Parse `text`; `name` stands for the file in messages. UserError when it is not YAML."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UserError(
-            f"character {error.character!r} is not allowed in YAML", f"{name}:{line}",
+            f"character {chr(error.character)!r} is not allowed in YAML", f"{name}:{line}",
             "save the file as plain UTF-8 text",
         ) from None
     except yaml.MarkedYAMLError as error:
@@ -60,6 +56,9 @@ def read_yaml(text: str, name: str) -> Document:
             remedy = "indent with spaces; YAML allows no tabs"
         what = f"not valid YAML: {error.problem or error.context}"
         raise UserError(what, where, remedy) from None
+    except (ValueError, OverflowError) as error:  # PyYAML converts some numbers unchecked
+        raise UserError(f"not valid YAML: {error}", name,
+                        "check escapes such as \\U0001F600 and the %YAML line") from None
     except RecursionError:
         raise UserError("nested too deeply", name, "a recipe has two or three levels") from None
     document = Document(None)
@@ -89,6 +88,18 @@ def parse_scalar(text: str) -> Any:
     return text
 
 
+class _Loader(yaml.SafeLoader):
+    """Composes nodes that know whether a tag was written (`!!str 5`) or only implied."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        tag = getattr(event, "tag", None)
+        node: Any = super().compose_node(parent, index)
+        if tag is not None:
+            node.written_tag = tag
+        return node
+
+
 class _Builder:
     def __init__(self, document: Document, name: str) -> None:
         self.document = document
@@ -106,8 +117,7 @@ class _Builder:
                 "aliases that refer to themselves or multiply are refused",
                 self.where(node), "write the values out",
             )
-        if node.tag not in _STANDARD_TAGS:
-            self.problem(node, f"the tag {node.tag} is refused", "write a plain value")
+        if self.refuses_tag(node):
             return None
         self.document.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
@@ -125,6 +135,8 @@ class _Builder:
         values: dict[str, Any] = {}
         first_line: dict[str, int] = {}
         for key_node, value_node in node.value:
+            if self.refuses_tag(key_node):
+                continue
             if not isinstance(key_node, yaml.ScalarNode):
                 self.problem(key_node, "a key must be a plain word", "write `key: value`")
                 continue
@@ -142,6 +154,13 @@ class _Builder:
             self.document.lines[(*path, key)] = line
             values[key] = self.build(value_node, (*path, key))
         return values
+
+    def refuses_tag(self, node: yaml.Node) -> bool:
+        tag = getattr(node, "written_tag", None)
+        if tag is not None:
+            self.problem(node, f"the tag {tag} is refused",
+                         "write a plain value, and text that looks like a number in quotes")
+        return tag is not None
 
     def where(self, node: yaml.Node) -> str:
         return f"{self.name}:{node.start_mark.line + 1}"

@@ -4,7 +4,9 @@ The recipe reference in docs/, the JSON schema for editors and the messages of `
 all made from these classes, so a key is described here and nowhere else.
 """
 
+import os
 import re
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -40,11 +42,12 @@ class Model(Section):
     """Run Python code that comes with the model repository. Somebody else's program: off unless
     you read it."""
 
-    @model_validator(mode="after")
-    def _check(self) -> "Model":
-        if not self.base.strip():
-            raise ValueError("base is empty; name a directory, a hub id or tiny")
-        return self
+    @field_validator("base")
+    @classmethod
+    def _usable_base(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("is empty; name a directory, a hub id or tiny")
+        return _usable_path(value)
 
 
 class Adapter(Section):
@@ -157,6 +160,11 @@ class Source(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
 
+    @field_validator("path")
+    @classmethod
+    def _usable_name(cls, value: str) -> str:
+        return _usable_path(value)
+
 
 class Columns(Section):
     """Names of the columns in your file, where they differ from the usual ones."""
@@ -190,6 +198,9 @@ class Data(Section):
     """Column mapping."""
     chat_template: str | None = None
     """A Jinja file to use in place of the tokenizer's own chat template."""
+    date: str | None = None
+    """Date (YYYY-MM-DD) that templates which print one see; the day on which the run was started
+    if left out. A resumed run keeps it."""
     render: Literal["auto", "chat", "plain"] = "auto"
     """How prompts and completions become text: in the chat template, or one after the other.
     `auto` takes the template where the tokenizer has one. Plain text is never wrapped."""
@@ -203,6 +214,21 @@ class Data(Section):
     """Take only the first rows of the training data."""
     max_eval_rows: PositiveInt | None = None
     """Take only the first rows of the evaluation data."""
+
+    @field_validator("date")
+    @classmethod
+    def _usable_date(cls, value: str | None) -> str | None:
+        try:
+            if value is not None:
+                date.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no date; write it as 2026-01-31") from None
+        return value
+
+    @field_validator("train", "eval", "chat_template")
+    @classmethod
+    def _usable_names(cls, value: str | Source | None) -> str | Source | None:
+        return _usable_path(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> "Data":
@@ -269,7 +295,8 @@ class Training(Section):
     @model_validator(mode="after")
     def _check(self) -> "Training":
         if self.epochs is not None and self.steps is not None:
-            raise ValueError("epochs and steps exclude each other; keep one of them")
+            raise ValueError("epochs and steps exclude each other; set one of them to null, for "
+                             "example --set training.epochs=null")
         if isinstance(self.micro_batch_size, int) and self.micro_batch_size > self.batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} is larger than batch_size "
@@ -286,6 +313,11 @@ class Output(Section):
     dir: str
     """The run directory. One recipe, one run, one directory; an existing run is never
     overwritten."""
+
+    @field_validator("dir")
+    @classmethod
+    def _usable_name(cls, value: str) -> str:
+        return _usable_path(value)
 
 
 class Recipe(Section):
@@ -316,6 +348,18 @@ class Recipe(Section):
                 f"supported on a base in {self.model.quantization}; use bias: none"
             )
         return self
+
+
+def _usable_path(value: str) -> str:
+    """Refuse what no file system can hold, where the recipe's line is still known."""
+    if not value.strip():
+        raise ValueError("is empty; name a path")
+    if "\0" in value:
+        raise ValueError("holds a NUL character, which no path can")
+    encoded = os.fsencode(value)
+    if len(encoded) > 4000 or any(len(part) > 255 for part in encoded.split(b"/")):
+        raise ValueError("is too long for a path (a name holds at most 255 bytes)")
+    return value
 
 
 def _compile(pattern: str) -> None:

@@ -1,6 +1,11 @@
 """The commented recipe that `lorafit init` writes."""
 
+import re
 from textwrap import dedent
+
+import yaml
+
+from lorafit.recipe.reading import parse_scalar
 
 
 def starter_recipe(model: str, data: str, evaluation: str | None, columns: dict[str, str],
@@ -49,7 +54,8 @@ def starter_recipe(model: str, data: str, evaluation: str | None, columns: dict[
 
 
 def _quoted(value: str) -> str:
-    import yaml
-
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000) \
-        .removesuffix("\n").removesuffix("\n...")
+    """A YAML scalar that reads back as this text, on one line, inside braces too."""
+    if re.fullmatch(r"[A-Za-z/.][A-Za-z0-9/._-]*", value) and parse_scalar(value) == value:
+        return value
+    dumped: str = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=10_000)
+    return dumped.removesuffix("\n")

@@ -7,6 +7,7 @@ functions of the seed and the step, so the step is all that has to be kept of th
 
 import json
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,13 @@ def newest_good_checkpoint(run: RunDir) -> tuple[Path | None, list[str]]:
             return path, skipped
         skipped.append(f"{path.name}: {problem}")
     return None, skipped
+
+
+def set_aside_damaged(run: RunDir, good: Path | None) -> None:
+    """Rename damaged checkpoints newer than `good`, so that they do not count as kept ones."""
+    for path in run.list_checkpoints():
+        if good is None or path.name > good.name:
+            path.rename(path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
 
 
 def load_checkpoint(path: Path, adapted: Any, optimizer: Any) -> Progress:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 from lorafit import __version__
 from lorafit.data.dataset import TokenisedData, make_renderer, read_examples, tokenise
-from lorafit.errors import UserError
+from lorafit.errors import MachineError, UserError
 from lorafit.model import adapter as adapters
 from lorafit.model import base as bases
 from lorafit.model.device import find_device
@@ -31,11 +32,17 @@ from lorafit.run_dir import (
     RunDir,
     append_jsonl,
     committed_directory,
+    damage,
     read_jsonl,
     write_json,
     write_text,
 )
-from lorafit.train.checkpoint import Progress, load_checkpoint, newest_good_checkpoint
+from lorafit.train.checkpoint import (
+    Progress,
+    load_checkpoint,
+    newest_good_checkpoint,
+    set_aside_damaged,
+)
 from lorafit.train.display import Display, make_display
 from lorafit.train.loop import Job, Plan, run_loop
 from lorafit.train.optimizer import build_optimizer
@@ -82,6 +89,7 @@ class Record:
     processes: int
     skipped_checkpoints: list[str]
     resumed_from: str | None
+    base_commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +103,7 @@ class Result:
     peak_memory_bytes: int
 
 
-def prepare(recipe: Recipe, ranks: int,
-            progress: Callable[[int, int], None] = lambda done, total: None) -> Prepared:
+def prepare(recipe: Recipe, ranks: int) -> Prepared:
     """Read and tokenise the data and decide everything that is left open.
 
     UserError for whatever is wrong with the data, the base's configuration or the adapter.
@@ -105,7 +112,7 @@ def prepare(recipe: Recipe, ranks: int,
     train_examples, eval_examples = read_examples(recipe.data, training.seed)
     config = bases.load_config(recipe.model)
     tokenizer = bases.load_tokenizer(recipe.model)
-    train = tokenise(train_examples, recipe.data, tokenizer, recipe.data.train, progress)
+    train = tokenise(train_examples, recipe.data, tokenizer, recipe.data.train)
     held_out = None
     if eval_examples is not None:
         held_out = tokenise(eval_examples, recipe.data, tokenizer,
@@ -122,7 +129,7 @@ def prepare(recipe: Recipe, ranks: int,
     rate = auto.learning_rate(training.learning_rate, text_config.model_type,
                               getattr(text_config, "hidden_size", None))
     micro = auto.micro_batch_size(training.micro_batch_size, training.batch_size, ranks, longest,
-                                  facts)
+                                  text_config.vocab_size, facts)
     rows = auto.total_rows(training.epochs, training.steps, training.batch_size, len(train.rows))
     steps = -(-rows // training.batch_size)
     eval_every = auto.eval_every(training.eval_every, steps)
@@ -148,6 +155,7 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
 
     recipe = with_absolute_paths(recipe)
     run = RunDir(Path(recipe.output.dir))
+    recipe = _with_date(recipe, run, resume)
     device, _ = find_device()
     accelerator = Accelerator(
         cpu=device.type == "cpu", mixed_precision="no",
@@ -174,15 +182,21 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
 
     progress = Progress(total_steps=prepared.plan.total_steps, data=_data_identity(prepared))
     checkpoint, skipped = newest_good_checkpoint(run) if resume else (None, [])
+    accelerator.wait_for_everyone()  # every rank has chosen before one of them renames
+    if resume and accelerator.is_main_process:
+        set_aside_damaged(run, checkpoint)
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint, adapted, optimizer)
         _refuse_other_data(progress, prepared, run)
         progress.total_steps = prepared.plan.total_steps
+        patience = recipe.training.early_stopping  # may have changed
+        progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
     record = Record(
         prepared.decisions, adapters.describe(adapted), prepared.train.report.as_dict(),
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
         str(prepared.device), accelerator.num_processes, skipped,
         checkpoint.name if checkpoint else None,
+        getattr(prepared.config, "_commit_hash", None),
     )
     if accelerator.is_main_process:
         _keep_record(run, record, progress)
@@ -235,6 +249,16 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         "output": recipe.output.model_copy(
             update={"dir": str(Path(recipe.output.dir).absolute())}),
     })
+
+
+def _with_date(recipe: Recipe, run: RunDir, resume: bool) -> Recipe:
+    """The recipe with the date that chat templates see: today's, or that of the run it resumes."""
+    if recipe.data.date is not None:
+        return recipe
+    day = date.today().isoformat()
+    if resume and run.recipe.exists():
+        day = load_recipe(run.recipe).data.date or day
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"date": day})})
 
 
 def refuse_changes(recipe: Recipe, run: RunDir) -> None:
@@ -357,7 +381,13 @@ def _kept_step(recipe: Recipe, progress: Progress) -> int:
 def _write_result(run: RunDir, recipe: Recipe, adapted: Any, result: Result) -> None:
     """The adapter of the kept step, and result.json last: its presence means that all is there."""
     if result.kept_step != result.progress.step:
-        adapters.restore_adapter(adapted, run.checkpoint(result.kept_step))
+        best = run.checkpoint(result.kept_step)
+        if (problem := damage(best)) is not None:
+            raise MachineError(
+                f"{best}: the best checkpoint cannot be used: {problem}\n    take the last step "
+                "instead: --resume --set training.keep=last"
+            )
+        adapters.restore_adapter(adapted, best)
     initial = run.initial_adapter if recipe.adapter.alters_base else None
     with committed_directory(run.adapter, replace=True) as partial:
         adapters.save_for_original_base(partial, adapted, initial)

@@ -107,6 +107,18 @@ def test_a_mixture_adapts_its_experts_and_leaves_the_router_alone(shrunken, fami
     assert not any(name.startswith(router) for name in kinds)
 
 
+def test_patterns_give_experts_their_own_rank_at_the_same_scale(shrunken):
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(shrunken("qwen3_moe"))
+    experts = {"experts.gate_up_proj": 2, "experts.down_proj": 2}
+    facts = describe(add_adapter(meta_model(config), Adapter(
+        rank=8, alpha=16, rank_pattern=experts,
+        alpha_pattern=dict.fromkeys(experts, 4)), 0, "moe"))
+    assert {kind.scale for kind in facts.kinds} == {2.0}
+    assert {kind.rank for kind in facts.kinds if "experts" in kind.kind} == {2}
+
+
 @pytest.mark.parametrize(("adapter", "message"), [
     ({"target_modules": ["q_prj"]}, "did you mean q_proj"),
     ({"target_modules": r"nothing\..*"}, "matches no layer"),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,36 @@ def test_resume_skips_a_damaged_checkpoint_and_says_so(make_recipe, train):
     assert "step-00000003: optimizer.safetensors is damaged" in skipped[0]
 
 
+def test_a_resumed_run_sets_damaged_checkpoints_aside_and_keeps_good_ones(make_recipe, train):
+    """With one checkpoint to keep, the damaged newer one must not push the good ones out."""
+    one = {"checkpoint_every": 1, "eval_every": 9, "keep_checkpoints": 2}
+    train(make_recipe(data={"eval": None}, training={**one, "steps": 3}))
+    run = RunDir(Path(make_recipe().output.dir))
+    (run.list_checkpoints()[-1] / "state.json").write_text("{")
+    train(make_recipe(data={"eval": None}, training={**one, "steps": 4, "keep_checkpoints": 1}),
+          resume=True)
+    assert [path.name for path in run.list_checkpoints()] == ["step-00000004"]
+    assert len(list(run.checkpoints.glob("damaged-step-00000003-*"))) == 1
+
+
+def test_a_run_that_stopped_early_goes_on_with_more_patience(make_recipe, train):
+    impatient = {"steps": 12, "learning_rate": 1.0, "warmup": 8, "max_grad_norm": None,
+                 "eval_every": 1, "checkpoint_every": 1, "early_stopping": 1}
+    stopped = train(make_recipe(training=impatient))
+    assert stopped.progress.stopped_early
+    unchanged = train(make_recipe(training=impatient), resume=True)
+    assert unchanged.progress.step == stopped.progress.step
+    patient = train(make_recipe(training={**impatient, "early_stopping": 50}), resume=True)
+    assert patient.progress.step == 12
+
+
+def test_a_resumed_run_keeps_the_date_of_its_first_day(make_recipe, train):
+    train(make_recipe(data={"date": "2020-01-31"}, training={"steps": 2}))
+    train(make_recipe(), resume=True)
+    saved = load_recipe(RunDir(Path(make_recipe().output.dir)).recipe)
+    assert saved.data.date == "2020-01-31"
+
+
 @pytest.mark.parametrize(("change", "named"), [
     ({"adapter": {"rank": 8}}, "adapter.rank"),
     ({"training": {"seed": 1}}, "training.seed"),
@@ -181,7 +212,7 @@ def test_the_schedule_is_what_its_formula_says():
     assert rates[0] == pytest.approx(1e-4)
     assert rates[9] == rates[10] == pytest.approx(1e-3)
     assert rates[60] == pytest.approx((1e-3 + 1e-5) / 2)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     linear = training.model_copy(update={"schedule": "linear"})
     assert learning_rate_at(60, 110, linear, 1e-3) == pytest.approx((1e-3 + 1e-5) / 2)
     assert warmup_steps(training.model_copy(update={"warmup": 0.1}), 110) == 11

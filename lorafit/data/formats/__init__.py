@@ -4,7 +4,7 @@ A new format is one new module with `usual_columns`, `recognises` and `convert`,
 FORMATS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,39 +25,51 @@ class Format:
     required: tuple[str, ...]
     convert: Callable[[dict[str, Any], Mapping], Example]
 
-    def mapping(self, columns: dict[str, Any], given: Mapping) -> Mapping | None:
-        """Which column plays which role; None when a required one is missing."""
+    def mapping(self, first: Collection[str], columns: Collection[str],
+                given: Mapping) -> Mapping | None:
+        """Which column plays which role; None when the first row lacks a required one.
+
+        A column that is not required may stand in later rows only.
+        """
         found = {}
         for role, usual in self.roles.items():
+            candidates = first if role in self.required else columns
             if role in given:
                 found[role] = given[role]
-            elif name := next((name for name in usual if name in columns), None):
+            elif name := next((name for name in usual if name in candidates), None):
                 found[role] = name
         return found if all(role in found for role in self.required) else None
 
 
 FORMATS = {
     module.NAME: Format(module.NAME, module.ROLES, module.REQUIRED, module.convert)
-    for module in (chat, alpaca, prompt_completion, text)
+    for module in (chat, prompt_completion, alpaca, text)  # the first that fits is taken
 }
 
 
-def choose_format(row: Row, name: str, given: Mapping) -> tuple[Format, Mapping, str]:
+def choose_format(rows: Sequence[Row], name: str,
+                  given: Mapping) -> tuple[Format, Mapping, str]:
     """The format of a data set by its first row, the column mapping, and the reason.
 
     `name` is `auto` or a format; `given` is the recipe's column mapping.
     """
+    row = rows[0]
     columns = ", ".join(row.fields)
-    if missing := [column for column in given.values() if column not in row.fields]:
+    everywhere = dict.fromkeys(column for row in rows for column in row.fields)
+    if missing := [column for column in given.values() if column not in everywhere]:
         raise UserError(
             f"has no column {missing[0]}; its columns are {columns}", row.where,
             "correct data.columns",
         )
     candidates = FORMATS.values() if name == "auto" else [FORMATS[name]]
+    roles = {role for candidate in candidates for role in (*candidate.roles, "system")}
+    if unused := [role for role in given if role not in roles]:
+        raise UserError(f"format {name} has no use for the column {given[unused[0]]}",
+                        f"data.columns.{unused[0]}", "leave it out, or change data.format")
     for candidate in candidates:
         if not set(given) <= {*candidate.roles, "system"}:
             continue
-        mapping = candidate.mapping(row.fields, given)
+        mapping = candidate.mapping(row.fields, everywhere, given)
         if mapping is not None:
             if "system" in given:
                 mapping["system"] = given["system"]

@@ -41,6 +41,7 @@ def _message(turn: Any, number: int) -> Message:
         if not isinstance(turn.get(key), str):
             raise BadRow(f"message {number} has no text in `{key}`",
                          'write {"role": …, "content": …}')
+    examples.refuse_broken_text(turn["content"], f"message {number}")
     if turn["role"] not in examples.ROLES:
         raise BadRow(f"message {number} has the role {turn['role']!r}",
                      f"use one of {', '.join(examples.ROLES)}")
