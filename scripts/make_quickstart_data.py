@@ -3,9 +3,9 @@
     python scripts/make_quickstart_data.py --out recipes/quickstart
 
 Writes ``train.jsonl`` and ``eval.jsonl`` (one chat a line).  The base model ``tiny`` knows every
-word used here and can find a fact in a sentence, but has never written JSON.  Some names and things
-are held out: they occur in the evaluation only, so copying whole records from memory cannot
-pass it.  The same seed gives the same files, byte for byte.
+word used here but has never written JSON.  No combination of name, thing, place and colour is in
+both files, so remembering records cannot pass the evaluation: each fact has to be found in the
+sentence.  The same seed gives the same files, byte for byte.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_corpus import COLOURS, NAMES, PLACES, THINGS, VERBS, capital, plural
 
-HELD_OUT_SHARE = 6  # one of six names, and one of six things, is in the evaluation only
+# So many different ones are drawn: 30,720 combinations, of which training sees under 8 %.
+NAMES_USED, THINGS_USED, PLACES_USED, COLOURS_USED = 16, 16, 12, 10
 
 PROMPTS = [
     "Make a record: {sentence}",
@@ -46,34 +47,47 @@ SENTENCES = [
 ]
 
 
-def split(rng: Random, values: list[str]) -> tuple[list[str], list[str]]:
-    """The values for training and the held-out ones."""
-    shuffled = rng.sample(values, len(values))
-    held_out = len(shuffled) // HELD_OUT_SHARE
-    return shuffled[held_out:], shuffled[:held_out]
+class Facts:
+    """Words to draw facts from, the same few for training and evaluation."""
+
+    def __init__(self, rng: Random) -> None:
+        self.rng = rng
+        self.names = rng.sample(NAMES, NAMES_USED)
+        self.things = rng.sample(THINGS, THINGS_USED)
+        self.places = rng.sample(list(PLACES), PLACES_USED)
+        self.colours = rng.sample(COLOURS, COLOURS_USED)
+
+    def draw(self) -> dict[str, object]:
+        """A record."""
+        return {
+            "who": self.rng.choice(self.names),
+            "count": self.rng.randint(2, 99),
+            "colour": self.rng.choice(self.colours),
+            "what": plural(self.rng.choice(self.things)),
+            "where": self.rng.choice(self.places),
+        }
 
 
-def row(rng: Random, names: list[str], things: list[str]) -> tuple[str, dict[str, object]]:
-    """A sentence in its prompt, and the chat it belongs to."""
-    place = rng.choice(list(PLACES))
+def combination(record: dict[str, object]) -> tuple[object, ...]:
+    """What makes two records the same but for the count."""
+    return tuple(record[key] for key in ("who", "what", "where", "colour"))
+
+
+def chat(rng: Random, record: dict[str, object]) -> dict[str, object]:
+    """A conversation that asks for the record of a sentence and answers with it."""
+    place = str(record["where"])
     where = f"{PLACES[place]} the {place}"
     _, past, done = rng.choice(VERBS)
-    record = {
-        "who": rng.choice(names),
-        "count": rng.randint(2, 99),
-        "colour": rng.choice(COLOURS),
-        "what": plural(rng.choice(things)),
-        "where": place,
-    }
     facts = record | {
         "where": where, "Where": capital(where), "place": place, "past": past, "done": done,
     }  # fmt: skip
     sentence = rng.choice(SENTENCES).format_map(facts)
-    messages = [
-        {"role": "user", "content": rng.choice(PROMPTS).format(sentence=sentence)},
-        {"role": "assistant", "content": json.dumps(record)},
-    ]
-    return sentence, {"messages": messages}
+    return {
+        "messages": [
+            {"role": "user", "content": rng.choice(PROMPTS).format(sentence=sentence)},
+            {"role": "assistant", "content": json.dumps(record)},
+        ]
+    }
 
 
 def main() -> None:
@@ -81,33 +95,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--train", type=int, default=1200, help="rows of train.jsonl")
+    parser.add_argument("--train", type=int, default=2400, help="rows of train.jsonl")
     parser.add_argument("--eval", type=int, default=200, help="rows of eval.jsonl")
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
 
     rng = Random(args.seed)
-    names, new_names = split(rng, NAMES)
-    things, new_things = split(rng, THINGS)
-    train = dict(row(rng, names, things) for _ in range(args.train))
-    evaluation: dict[str, dict[str, object]] = {}
+    facts = Facts(rng)
+    train = [facts.draw() for _ in range(args.train)]
+    seen = {combination(record) for record in train}
+    evaluation: list[dict[str, object]] = []
     while len(evaluation) < args.eval:
-        # Half of the rows have a new name or a new thing or both; the others are new combinations.
-        draw = rng.random()
-        sentence, chat = row(
-            rng,
-            new_names if draw < 0.33 else names,
-            new_things if 0.17 < draw < 0.5 else things,
-        )
-        if sentence not in train:
-            evaluation[sentence] = chat
-    assert not train.keys() & evaluation.keys()
+        record = facts.draw()
+        if combination(record) not in seen:
+            evaluation.append(record)
 
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", train), ("eval", evaluation)):
-        lines = "".join(json.dumps(chat) + "\n" for chat in rows.values())
-        (args.out / f"{name}.jsonl").write_text(lines)
-        print(f"{name}.jsonl: {len(rows)} rows")
+    for name, records in (("train", train), ("eval", evaluation)):
+        lines = "".join(json.dumps(chat(rng, record)) + "\n" for record in records)
+        (args.out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        print(f"{name}.jsonl: {len(records)} rows")
 
 
 if __name__ == "__main__":

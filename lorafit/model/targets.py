@@ -40,7 +40,7 @@ def resolve_targets(model: nn.Module, section: Adapter) -> Targets:
     elif isinstance(section.target_modules, str):
         matched = {name for name in names if re.fullmatch(section.target_modules, name)}
         if not matched:
-            example = min(names, default="")
+            example = min((name for name in names if _LAYER_NUMBER.search(name)), default="")
             problems.append(Problem(
                 f"the expression {section.target_modules!r} matches no layer",
                 "adapter.target_modules",

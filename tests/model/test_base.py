@@ -22,28 +22,10 @@ def test_the_embedded_base_loads_in_every_dtype(dtype):
     assert not any(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
-def test_quantised_layers_are_close_to_the_full_ones(kind):
-    full = load_base(Model(base="tiny"), "float32", "eager", CPU)
-    small = load_base(Model(base="tiny", quantization=kind), "float32", "eager", CPU)
-    assert any(p.dtype in (torch.uint8, torch.int8) for p in small.parameters())
-    ids = torch.arange(5, 60)[None]
-    with torch.inference_mode():
-        a, b = full(input_ids=ids).logits, small(input_ids=ids).logits.float()
-    error = (a - b).norm() / a.norm()
-    assert 0 < error < 0.2
-
-
-@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
-def test_gradients_through_a_quantised_base_are_right_before_and_after_an_evaluation(kind):
-    """Against an ordinary base that holds the dequantised weights. An evaluation in between must
-    not change them: bitsandbytes repacks 4-bit weights for inference on some CPUs."""
+def dequantised_twin(quantised):
+    """An ordinary embedded base that holds the weights that a quantised one stands for."""
     import bitsandbytes
 
-    from lorafit.model.adapter import add_adapter
-    from lorafit.recipe.schema import Adapter
-
-    quantised = load_base(Model(base="tiny", quantization=kind), "float32", "eager", CPU)
     full = load_base(Model(base="tiny"), "float32", "eager", CPU)
     for name, module in quantised.named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
@@ -54,9 +36,31 @@ def test_gradients_through_a_quantised_base_are_right_before_and_after_an_evalua
         else:
             continue
         full.get_submodule(name).weight.data.copy_(weight)
+    return full
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_a_quantised_base_computes_what_its_dequantised_weights_do(kind):
+    """int8 also rounds the activations, so it is near, not equal."""
+    small = load_base(Model(base="tiny", quantization=kind), "float32", "eager", CPU)
+    assert any(p.dtype in (torch.uint8, torch.int8) for p in small.parameters())
+    ids = torch.arange(5, 60)[None]
+    with torch.inference_mode():
+        a, b = dequantised_twin(small)(input_ids=ids).logits, small(input_ids=ids).logits.float()
+    assert float((a - b).norm() / a.norm()) < (1e-4 if kind != "int8" else 0.1)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_gradients_through_a_quantised_base_are_right_before_and_after_an_evaluation(kind):
+    """Against an ordinary base that holds the dequantised weights. An evaluation in between must
+    not change them: bitsandbytes repacks 4-bit weights for inference on some CPUs."""
+    from lorafit.model.adapter import add_adapter
+    from lorafit.recipe.schema import Adapter
+
+    quantised = load_base(Model(base="tiny", quantization=kind), "float32", "eager", CPU)
     ids = torch.arange(5, 65).reshape(2, 30)
     gradients = []
-    for base in (full, quantised):
+    for base in (dequantised_twin(quantised), quantised):
         model = add_adapter(base, Adapter(rank=4), 0, "tiny")
         for _ in range(2):
             model.zero_grad()
