@@ -448,7 +448,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=4, help=f"rows of {LENGTH} tokens a step")
     parser.add_argument("--copy-rows", type=int, default=1, help="more rows, of random tokens")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
