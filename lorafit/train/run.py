@@ -8,13 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from lorafit import __version__
 from lorafit.data.dataset import TokenisedData, make_renderer, read_examples, tokenise
@@ -26,8 +24,8 @@ from lorafit.model.loss import SummedLoss
 from lorafit.model.targets import resolve_targets
 from lorafit.recipe import auto
 from lorafit.recipe.auto import Decision
-from lorafit.recipe.loading import dump_recipe, load_recipe
-from lorafit.recipe.schema import Recipe, Source
+from lorafit.recipe.loading import dump_recipe
+from lorafit.recipe.schema import Recipe
 from lorafit.run_dir import (
     RunDir,
     append_jsonl,
@@ -46,19 +44,17 @@ from lorafit.train.checkpoint import (
 from lorafit.train.display import Display, make_display
 from lorafit.train.loop import Job, Plan, run_loop
 from lorafit.train.optimizer import build_optimizer
+from lorafit.train.resume import (
+    refuse_changes,
+    refuse_other_data,
+    refuse_other_start,
+    with_absolute_paths,
+    with_date,
+)
 from lorafit.train.samples import Sampler
 from lorafit.train.signals import listening
 
 HELD_OUT_ROWS = 32  # kept in the run directory for verification after export
-
-# What a resumed run may change; everything else decides what the weights become.
-MAY_CHANGE_ON_RESUME = {
-    "training.steps", "training.epochs", "training.micro_batch_size", "training.eval_every",
-    "training.early_stopping", "training.keep", "training.checkpoint_every",
-    "training.keep_checkpoints", "training.sample_prompts", "training.sample_tokens",
-    "data.max_eval_rows", "output.dir",
-}
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -155,7 +151,7 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
 
     recipe = with_absolute_paths(recipe)
     run = RunDir(Path(recipe.output.dir))
-    recipe = _with_date(recipe, run, resume)
+    recipe = with_date(recipe, run, resume)
     device, _ = find_device()
     accelerator = Accelerator(
         cpu=device.type == "cpu", mixed_precision="no",
@@ -178,16 +174,17 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         _write_inputs(run, recipe, adapted, prepared)
     accelerator.wait_for_everyone()
     if resume and recipe.adapter.alters_base:
-        _refuse_other_start(run, adapted)
+        refuse_other_start(run, adapted)
 
-    progress = Progress(total_steps=prepared.plan.total_steps, data=_data_identity(prepared))
+    fingerprint = prepared.train.report.fingerprint
+    progress = Progress(total_steps=prepared.plan.total_steps, data=fingerprint)
     checkpoint, skipped = newest_good_checkpoint(run) if resume else (None, [])
     accelerator.wait_for_everyone()  # every rank has chosen before one of them renames
     if resume and accelerator.is_main_process:
         set_aside_damaged(run, checkpoint)
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint, adapted, optimizer)
-        _refuse_other_data(progress, prepared, run)
+        refuse_other_data(progress, fingerprint, run)
         progress.total_steps = prepared.plan.total_steps
         patience = recipe.training.early_stopping  # may have changed
         progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
@@ -225,57 +222,6 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return result
-
-
-def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with local files named absolutely, so that a run directory can be used from
-    anywhere."""
-
-    def absolute(value: str | None) -> str | None:
-        return str(Path(value).absolute()) if value and Path(value).exists() else value
-
-    def source(value: str | Source | None) -> str | Source | None:
-        if isinstance(value, Source):
-            return value.model_copy(update={"path": absolute(value.path)})
-        return absolute(value)
-
-    base = recipe.model.base
-    return recipe.model_copy(update={
-        "model": recipe.model.model_copy(
-            update={"base": base if base == "tiny" else absolute(base)}),
-        "data": recipe.data.model_copy(update={
-            "train": source(recipe.data.train), "eval": source(recipe.data.eval),
-            "chat_template": absolute(recipe.data.chat_template)}),
-        "output": recipe.output.model_copy(
-            update={"dir": str(Path(recipe.output.dir).absolute())}),
-    })
-
-
-def _with_date(recipe: Recipe, run: RunDir, resume: bool) -> Recipe:
-    """The recipe with the date that chat templates see: today's, or that of the run it resumes."""
-    if recipe.data.date is not None:
-        return recipe
-    day = date.today().isoformat()
-    if resume and run.recipe.exists():
-        day = load_recipe(run.recipe).data.date or day
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"date": day})})
-
-
-def refuse_changes(recipe: Recipe, run: RunDir) -> None:
-    """UserError unless `run` holds a run of the same recipe, but for what may change."""
-    if not run.recipe.exists():
-        raise UserError("there is no run to resume", str(run.path), "leave out --resume")
-    before = _leaves(with_absolute_paths(load_recipe(run.recipe)).model_dump())
-    now = _leaves(with_absolute_paths(recipe).model_dump())
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
-                     and key not in MAY_CHANGE_ON_RESUME)
-    if changed:
-        shown = ", ".join(f"{key} (was {before.get(key)}, is {now.get(key)})" for key in changed)
-        raise UserError(
-            f"the recipe differs from the one that the run was started with: {shown}",
-            str(run.path),
-            "a resumed run must be the same run; start a new one in another output.dir",
-        )
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -325,30 +271,6 @@ def _write_inputs(run: RunDir, recipe: Recipe, adapted: Any, prepared: Prepared)
             adapters.save_adapter(partial, adapted)
 
 
-def _refuse_other_start(run: RunDir, adapted: Any) -> None:
-    """PiSSA and OLoRA split the base anew on resume; it must come out the same to the bit."""
-    saved = load_file(run.initial_adapter / adapters.WEIGHTS)
-    now = adapters.trained_state(adapted)
-    if any(not torch.equal(saved[name], now[name]) for name in saved):
-        raise UserError(
-            "the initialisation from the base weights comes out differently on this machine, so "
-            "the run cannot be resumed exactly", "adapter.init",
-            "resume on the machine (and thread count) of the first part, or start a new run",
-        )
-
-
-def _refuse_other_data(progress: Progress, prepared: Prepared, run: RunDir) -> None:
-    if progress.data != _data_identity(prepared):
-        raise UserError(
-            "the data, the tokenizer or the chat template changed since the run was started",
-            str(run.path), "restore the files, or start a new run in another output.dir",
-        )
-
-
-def _data_identity(prepared: Prepared) -> str:
-    return prepared.train.report.fingerprint
-
-
 def _keep_record(run: RunDir, record: Record, progress: Progress) -> None:
     """Write record.json, and cut the logs back to where a resumed run goes on."""
     names = ("torch", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes")
@@ -392,14 +314,3 @@ def _write_result(run: RunDir, recipe: Recipe, adapted: Any, result: Result) -> 
     with committed_directory(run.adapter, replace=True) as partial:
         adapters.save_for_original_base(partial, adapted, initial)
     write_json(run.result, {"status": "done", **asdict(result)})
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            leaves.update(_leaves(value, f"{prefix}{key}."))
-        else:
-            leaves[prefix + key] = value
-    return leaves

@@ -1,0 +1,106 @@
+"""What makes a resumed run the same run: what is compared, and what may change."""
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from lorafit.errors import UserError
+from lorafit.model.adapter import WEIGHTS, trained_state
+from lorafit.recipe.loading import load_recipe
+from lorafit.recipe.schema import Recipe, Source
+from lorafit.run_dir import RunDir
+from lorafit.train.checkpoint import Progress
+
+# What a resumed run may change; everything else decides what the weights become.
+MAY_CHANGE_ON_RESUME = {
+    "training.steps", "training.epochs", "training.micro_batch_size", "training.eval_every",
+    "training.early_stopping", "training.keep", "training.checkpoint_every",
+    "training.keep_checkpoints", "training.sample_prompts", "training.sample_tokens",
+    "data.max_eval_rows", "output.dir",
+}
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with local files named absolutely, so that a run directory can be used from
+    anywhere."""
+
+    def absolute(value: str | None) -> str | None:
+        return str(Path(value).absolute()) if value and Path(value).exists() else value
+
+    def source(value: str | Source | None) -> str | Source | None:
+        if isinstance(value, Source):
+            return value.model_copy(update={"path": absolute(value.path)})
+        return absolute(value)
+
+    base = recipe.model.base
+    return recipe.model_copy(update={
+        "model": recipe.model.model_copy(
+            update={"base": base if base == "tiny" else absolute(base)}),
+        "data": recipe.data.model_copy(update={
+            "train": source(recipe.data.train), "eval": source(recipe.data.eval),
+            "chat_template": absolute(recipe.data.chat_template)}),
+        "output": recipe.output.model_copy(
+            update={"dir": str(Path(recipe.output.dir).absolute())}),
+    })
+
+
+def with_date(recipe: Recipe, run: RunDir, resume: bool) -> Recipe:
+    """The recipe with the date that chat templates see: today's, or that of the run it resumes."""
+    if recipe.data.date is not None:
+        return recipe
+    day = date.today().isoformat()
+    if resume and run.recipe.exists():
+        day = load_recipe(run.recipe).data.date or day
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"date": day})})
+
+
+def refuse_changes(recipe: Recipe, run: RunDir) -> None:
+    """UserError unless `run` holds a run of the same recipe, but for what may change."""
+    if not run.recipe.exists():
+        raise UserError("there is no run to resume", str(run.path), "leave out --resume")
+    before = _leaves(with_absolute_paths(load_recipe(run.recipe)).model_dump())
+    now = _leaves(with_absolute_paths(recipe).model_dump())
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
+                     and key not in MAY_CHANGE_ON_RESUME)
+    if changed:
+        shown = ", ".join(f"{key} (was {before.get(key)}, is {now.get(key)})" for key in changed)
+        raise UserError(
+            f"the recipe differs from the one that the run was started with: {shown}",
+            str(run.path),
+            "a resumed run must be the same run; start a new one in another output.dir",
+        )
+
+
+def refuse_other_start(run: RunDir, adapted: Any) -> None:
+    """PiSSA and OLoRA split the base anew on resume; it must come out the same to the bit."""
+    saved = load_file(run.initial_adapter / WEIGHTS)
+    now = trained_state(adapted)
+    if any(not torch.equal(saved[name], now[name]) for name in saved):
+        raise UserError(
+            "the initialisation from the base weights comes out differently on this machine, so "
+            "the run cannot be resumed exactly", "adapter.init",
+            "resume on the machine (and thread count) of the first part, or start a new run",
+        )
+
+
+def refuse_other_data(progress: Progress, fingerprint: str, run: RunDir) -> None:
+    """UserError unless the training rows are those that the run was started with."""
+    if progress.data != fingerprint:
+        raise UserError(
+            "the data, the tokenizer or the chat template changed since the run was started",
+            str(run.path), "restore the files, or start a new run in another output.dir",
+        )
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            leaves.update(_leaves(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves
