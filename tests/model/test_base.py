@@ -1,7 +1,9 @@
 """Bases that load, bases that must not, and the loss that is computed on them."""
 
 import json
+import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from lorafit.errors import UserError
 from lorafit.model.base import TINY, load_base, load_config, load_tokenizer
 from lorafit.model.loss import IGNORED, summed_cross_entropy
 from lorafit.recipe.schema import Model
+from lorafit.run_dir import sha256
 
 CPU = torch.device("cpu")
 
@@ -82,14 +85,30 @@ def test_the_embedded_base_fits_its_package():
     assert sum(file.stat().st_size for file in TINY.iterdir()) <= 8_000_000
 
 
-def test_the_embedded_base_really_was_trained():
-    """A uniform guess costs ln(vocabulary), over 8 nats; fluent text costs under 3."""
+def test_the_embedded_base_has_the_perplexity_recorded_beside_it():
+    """On generated text of another seed; a uniform guess has 4,096."""
+    import importlib.util
+    import math
+
+    from tests.conftest import REPOSITORY
+
+    spec = importlib.util.spec_from_file_location(
+        "tiny_corpus", REPOSITORY / "scripts" / "tiny_corpus.py")
+    corpus = importlib.util.module_from_spec(spec)
+    sys.modules["tiny_corpus"] = corpus
+    spec.loader.exec_module(corpus)
+    readme = (TINY / "README.md").read_text()
+    recorded = float(re.search(r"^\| all \| ([\d.]+) \|$", readme, re.MULTILINE)[1])
+    assert sha256(TINY / "model.safetensors") in readme
     tokenizer = load_tokenizer(Model(base="tiny"))
     model = load_base(Model(base="tiny"), "float32", "sdpa", CPU)
-    text = "Anna went to the market. She bought three red apples and a loaf of bread."
-    ids = tokenizer(text, return_tensors="pt").input_ids
-    with torch.inference_mode():
-        assert float(model(input_ids=ids, labels=ids).loss) < 3
+    total, tokens = 0.0, 0
+    for document in corpus.documents(seed=2_000_000, count=150):
+        ids = tokenizer(document.text, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            total += float(summed_cross_entropy(model, ids, torch.ones_like(ids), ids))
+        tokens += ids.shape[1] - 1
+    assert math.exp(total / tokens) == pytest.approx(recorded, rel=0.15)
 
 
 @pytest.mark.parametrize(("prepare", "message"), [
