@@ -1,6 +1,6 @@
 """Shapes that rows come in, each a module that turns a row into one internal form.
 
-A new format is one new module with `usual_columns`, `recognises` and `convert`, and its line in
+A new format is one new module with `NAME`, `ROLES`, `REQUIRED` and `convert`, and its place in
 FORMATS.
 """
 
