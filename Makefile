@@ -50,9 +50,10 @@ test: $(VENV)/.dev
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -m long
 
-docs: $(VENV)/.runtime
+docs: $(VENV)/.dev
 	$(BIN)/lorafit schema --markdown > docs/recipe.md
 	$(BIN)/lorafit schema > docs/recipe.schema.json
+	LORAFIT_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/data/test_templates.py
 
 docs-check: $(VENV)/.runtime
 	@$(BIN)/lorafit schema --markdown | diff -u docs/recipe.md - \

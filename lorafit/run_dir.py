@@ -4,6 +4,7 @@ After training the other rooms (export, evaluate, report) learn about a run thro
 alone. Layout:
 
     recipe.yaml      the recipe as it ran, every `auto` and every default spelled out
+    chat_template.jinja  what data.chat_template named, if anything
     record.json      decisions with reasons, versions, exact parameter counts, data counts
     metrics.jsonl    one line a step (and one an evaluation)
     samples.jsonl    answers generated during training
@@ -37,6 +38,11 @@ class RunDir:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.yaml"
+
+    @property
+    def chat_template(self) -> Path:
+        """The template that rows were rendered with, where the recipe names one."""
+        return self.path / "chat_template.jinja"
 
     @property
     def record(self) -> Path:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from lorafit.data.dataset import locate
+from lorafit.data.reading import sources_of
 from lorafit.errors import UserError
 from lorafit.model.base import TINY, is_hub_id, load_config, load_tokenizer, quiet_libraries
 from lorafit.recipe.loading import replace
-from lorafit.recipe.schema import Data, Recipe, Source
+from lorafit.recipe.schema import Data, Recipe
 
 ROWS = 12
 EVAL_ROWS = 4
@@ -135,14 +135,16 @@ def _few_rows(data: Data, folder: Path, hub_reachable: bool) -> dict[str, Any]:
         "max_eval_rows": EVAL_ROWS,
         "max_length_tokens": min(256, data.max_length_tokens),
         "on_long": "truncate",
+        "streaming": False,
+        "workers": 1,
     }
-    for key, rows in (("train", ROWS), ("eval", EVAL_ROWS)):
-        source: str | Source | None = getattr(data, key)
-        if source is not None and locate(source).is_hub and not hub_reachable:
+    for key, numbers in (("train", range(ROWS)), ("eval", range(ROWS, ROWS + EVAL_ROWS))):
+        is_hub = any(given.location.is_hub for given in sources_of(data, key))
+        if is_hub and not hub_reachable:
             path = folder / f"{key}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(
-                json.dumps(_stand_in(data, number)) + "\n" for number in range(rows)
+                json.dumps(_stand_in(data, number)) + "\n" for number in numbers
             ), encoding="utf-8")
             changes[key] = str(path)
     return changes
@@ -161,6 +163,13 @@ def _stand_in(data: Data, number: int) -> dict[str, Any]:
     if data.format == "prompt_completion" or {"prompt", "completion"} & columns.keys():
         return {columns.get("prompt", "prompt"): question,
                 columns.get("completion", "completion"): answer, **system}
-    return {columns.get("messages", "messages"): [
-        {"role": "user", "content": question}, {"role": "assistant", "content": answer},
-    ], **system}
+    asked = {"role": "user", "content": question}
+    turns = [asked, {"role": "assistant", "content": answer}]
+    if data.format == "preference" or {"chosen", "rejected"} & columns.keys():
+        return {columns.get("chosen", "chosen"): turns, columns.get("rejected", "rejected"):
+                [asked, {"role": "assistant", "content": "I do not know."}], **system}
+    label = {columns.get("label", "label"): True} if data.format == "judged" else {}
+    if data.format == "sharegpt":
+        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        return {columns.get("messages", "conversations"): turns, **system}
+    return {columns.get("messages", "messages"): turns, **system, **label}

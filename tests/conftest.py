@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, so that a change that is green stays green. To look for new ones:
+# HYPOTHESIS_PROFILE=default make test
+# No deadline: how long an example takes says something of the machine, nothing of the code.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 os.environ["LORAFIT_DEVICE"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 REPOSITORY = Path(__file__).parent.parent
 GSM8K = REPOSITORY.parent / "shared" / "data" / "gsm8k"
+HH_RLHF = REPOSITORY.parent / "shared" / "data" / "hh-rlhf" / "harmless-base-test.jsonl.gz"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,12 +31,26 @@ def _quiet_libraries() -> None:
     libraries.settle(needs_hub=False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests share a cache of tokenised rows, and leave the user's alone."""
+    os.environ["LORAFIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def gsm8k() -> Path:
     """The folder with the real GSM8K, where it is at hand."""
     if not (GSM8K / "train.jsonl").exists():
         pytest.skip("GSM8K is not beside the repository")
     return GSM8K
+
+
+@pytest.fixture
+def hh_rlhf() -> Path:
+    """The real HH-RLHF test split, where it is at hand."""
+    if not HH_RLHF.exists():
+        pytest.skip("HH-RLHF is not beside the repository")
+    return HH_RLHF
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`lorafit VERB …`: arguments in, exit code out."""
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lorafit import __version__
+from lorafit.cli import stdio
 from lorafit.errors import EXIT_CODES, LorafitError
 
 STARTED_S = time.perf_counter()
@@ -74,6 +74,32 @@ def check(recipe_path: RecipePath, overrides: Overrides = None) -> None:
     from lorafit.cli import verbs
 
     verbs.check(recipe_path, overrides or [])
+
+
+@app.command()
+def preview(
+    recipe_path: RecipePath,
+    overrides: Overrides = None,
+    rows: Annotated[int | None, typer.Option(
+        min=1, show_default=False,
+        help="Show so many rows, at equal distances; 3, or 20 with --html, if left out.")] = None,
+    row: Annotated[list[str] | None, typer.Option(
+        metavar="FILE:LINE|N", show_default=False,
+        help="Show this row instead, by its place or as the N-th one. Repeatable.")] = None,
+    split: Annotated[str, typer.Option(help="Whose rows are shown: train or eval.")] = "train",
+    html: Annotated[Path | None, typer.Option(
+        show_default=False, help="Write a page for the browser instead; it must not exist yet.",
+    )] = None,
+    tokens: Annotated[bool, typer.Option(
+        "--tokens", help="Draw a line after each token.")] = False,
+) -> int:
+    """Show what the model will see: rows token by token, what is trained, lengths, checks.
+
+    Loads no weights. Goes on where training would stop, shows why, and exits with 2 then.
+    """
+    from lorafit.cli import verbs
+
+    return verbs.preview(recipe_path, overrides or [], rows, row or [], split, html, tokens)
 
 
 @app.command()
@@ -163,8 +189,30 @@ def export_adapter(trained: Trained, output: Output = None, base: Base = None) -
     verbs.export_adapter(trained, output, base)
 
 
+@app.command()
+def cache(
+    delete: Annotated[list[str] | None, typer.Option(
+        metavar="KEY", show_default=False,
+        help="Delete the entry whose key begins like that. Repeatable.")] = None,
+    delete_all: Annotated[bool, typer.Option("--delete-all", help="Delete every entry.")] = False,
+    unused_days: Annotated[float | None, typer.Option(
+        min=0, show_default=False,
+        help="Delete what was not used for so many days.")] = None,
+) -> None:
+    """List the cache of tokenised rows, or delete from it.
+
+    Entries are keyed by the content of everything they were made from, so they are never stale;
+    deleting one only costs the time to make it again. The cache is in $LORAFIT_CACHE, or in
+    ~/.cache/lorafit.
+    """
+    from lorafit.cli import verbs
+
+    verbs.cache(delete or [], delete_all, unused_days)
+
+
 def main() -> None:
     """Run the command line; the process ends with one of errors.EXIT_CODES."""
+    stdio.settle()
     sys.exit(_run())
 
 
@@ -182,9 +230,6 @@ def _run() -> int:
         return 130
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # wrong usage of the command
             error.show()

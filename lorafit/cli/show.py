@@ -1,12 +1,16 @@
 """What the verbs print: short tables, and what to type next."""
 
+import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorafit.recipe.schema import Recipe
+from lorafit.recipe.schema import Checks, Recipe
+from lorafit.run_dir import RunDir, read_jsonl
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -29,6 +33,8 @@ def record(recipe: Recipe, record: Any) -> None:
     for name, report in (("rows", record.train), ("held out", record.held_out)):
         if report is not None:
             console.print(f"{name:<9} {_data_line(report)}", markup=False)
+            for remark in _remarks(report):
+                console.print(f"{'':<9} {remark}", markup=False)
     plan = record.plan
     console.print(f"steps     {plan.total_steps:,} of {recipe.training.batch_size} sequences, "
                   f"{plan.micro_batch_size} at once")
@@ -56,11 +62,39 @@ def finished(recipe: Recipe, result: Any) -> None:
         console.print(f"held out  loss {progress_.first_eval_loss:.4f} before, "
                       f"{best:.4f} at best (step {progress_.best_step}), "
                       f"{progress_.last_eval_loss:.4f} at the end")
+    if result.read is not None:
+        left_out = _left_out(result.read) + [
+            f"{result.read[check]:,} found by {check}" for check in Checks.model_fields
+            if check in result.read]
+        console.print(f"read      {result.read['rows_read']:,} rows of the stream, "
+                      f"{result.read['tokens']:,} tokens{_after(left_out)}")
+    if (share := _efficiency(RunDir(Path(run)))) is not None:
+        console.print(f"computed  {share.tokens:,} tokens and {share.padding:.1%} padding; "
+                      f"{share.supervised:.1%} of what was computed carried a loss")
     console.print(f"adapter   {run}/adapter (weights of step {result.kept_step})", markup=False)
     verbs = [f"lorafit generate {run} --prompt '…'"]
     if progress_.first_eval_loss is not None:
         verbs.append(f"lorafit eval {run}")
     next_commands([*verbs, f"lorafit merge {run}", f"lorafit export-adapter {run}"])
+
+
+@dataclass(frozen=True)
+class _Efficiency:
+    """Tokens without padding; padding and supervised tokens as parts of all that was computed."""
+
+    tokens: int
+    padding: float
+    supervised: float
+
+
+def _efficiency(run: RunDir) -> _Efficiency | None:
+    steps = [line for line in read_jsonl(run.metrics) if "computed_tokens" in line]
+    computed = sum(line["computed_tokens"] for line in steps)
+    if not computed:
+        return None
+    tokens = sum(line["tokens"] for line in steps)
+    supervised = sum(line["supervised_tokens"] for line in steps)
+    return _Efficiency(tokens, 1 - tokens / computed, supervised / computed)
 
 
 def next_commands(commands: list[str]) -> None:
@@ -118,6 +152,37 @@ def exported(result: Any) -> None:
                   "positions are bit-equal")
 
 
+def cache(directory: str, entries: list[Any]) -> None:
+    """What the cache holds, the most recently used first."""
+    total = sum(entry.size_bytes for entry in entries)
+    console.print(f"cache     {directory}: {_count(len(entries), 'entry', 'entries')}, "
+                  f"{_megabytes(total)}", markup=False)
+    if not entries:
+        return
+    table = Table()
+    for heading in ("key", "last used", "rows", "tokens", "size", "source"):
+        table.add_column(heading, justify="left" if heading in ("key", "source") else "right",
+                         overflow="fold")
+    for entry in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_s))
+        table.add_row(entry.key[:12], used, f"{entry.rows:,}", f"{entry.tokens:,}",
+                      _megabytes(entry.size_bytes), Text(entry.source))
+    Console().print(table)
+
+
+def cache_deleted(entries: list[Any]) -> None:
+    total = sum(entry.size_bytes for entry in entries)
+    console.print(f"deleted   {_count(len(entries), 'entry', 'entries')}, {_megabytes(total)}")
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB"
+
+
 def _agreement(agreement: Any) -> str:
     return (f"largest logit difference {agreement.max_difference:.2e}, relative "
             f"{agreement.relative_rms:.2e}, top-1 agreement {agreement.top1:.2%}, "
@@ -128,11 +193,31 @@ def _data_line(report: dict[str, Any]) -> str:
     line = (f"{report['rows_used']:,} rows, {report['tokens']:,} tokens, "
             f"{report['supervised_tokens']:,} supervised, longest {report['longest_tokens']:,}; "
             f"{report['format']} ({report['format_reason']}) from {report['source']}")
-    lost = [f"{report[key]:,} {what}" for key, what in (
+    return line + _after(_left_out(report))
+
+
+def _left_out(counts: dict[str, Any]) -> list[str]:
+    """What did not come through as it was, each with its number of rows."""
+    return [f"{counts[key]:,} {what}" for key, what in (
+        ("rows_not_wanted", "judged unwanted"), ("rows_dropped_by_checks", "dropped by checks"),
         ("rows_dropped_long", "dropped as too long"), ("rows_truncated", "truncated"),
+        ("rows_split", "split"),
         ("rows_dropped_unsupervised", "dropped without a supervised token"),
-    ) if report[key]]
-    return line + (f"; {', '.join(lost)}" if lost else "")
+    ) if counts[key]]
+
+
+def _after(remarks: list[str]) -> str:
+    return f"; {', '.join(remarks)}" if remarks else ""
+
+
+def _remarks(report: dict[str, Any]) -> list[str]:
+    """What the reading of the data noticed, and what its checks found."""
+    found = [
+        f"{_count(finding['rows'], 'row', 'rows')} ({finding['check']}"
+        f"{', dropped' if finding['verdict'] == 'drop' else ''}): {finding['places'][0]}: "
+        f"{finding['example']}" for finding in report["findings"]
+    ]
+    return [*report["notices"], *found]
 
 
 def _kinds(facts: Any) -> Table:

@@ -2,14 +2,14 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 from lorafit import libraries
 from lorafit.cli import show
-from lorafit.data.dataset import check_source, locate
-from lorafit.data.formats import choose_format
-from lorafit.data.sources import Location, read_rows
+from lorafit.data.reading import Given, check_source, shape_of, sources_of
+from lorafit.data.sources import Location
 from lorafit.errors import UserError
 from lorafit.launch import is_main_rank, launch, started_by_a_launcher
 from lorafit.recipe.loading import load_recipe
@@ -53,18 +53,53 @@ def check(recipe_path: Path, overrides: list[str]) -> None:
     _settle(recipe)
     from lorafit.model.adapter import add_adapter, describe
     from lorafit.model.base import meta_model
+    from lorafit.train.display import make_display
     from lorafit.train.run import Record, prepare
 
-    prepared = prepare(recipe, ranks=1)
+    prepared = prepare(recipe, ranks=1, watch=make_display(True).rows_tokenised)
     model = meta_model(prepared.config, trust_remote_code=recipe.model.trust_remote_code)
     adapter = recipe.adapter.model_copy(update={"init": "default"})  # no weights to start from
     adapted = add_adapter(model, adapter, recipe.training.seed, recipe.model.base)
     show.record(recipe, Record(
-        prepared.decisions, describe(adapted), prepared.train.report.as_dict(),
+        prepared.decisions, describe(adapted), prepared.train.as_dict(),
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
         str(prepared.device), 1, [], None,
     ))
     print(f"{recipe_path}: the recipe is fine")
+
+
+def preview(recipe_path: Path, overrides: list[str], rows: int | None, places: list[str],
+            split: str, html: Path | None, tokens: bool) -> int:
+    recipe = load_recipe(recipe_path, overrides)
+    if split not in ("train", "eval"):
+        raise UserError(f"no rows are called {split!r}", "--split", "use train or eval")
+    if split == "eval" and recipe.data.eval is None and not recipe.data.eval_fraction:
+        raise UserError("the recipe holds no rows out", "--split",
+                        "set data.eval or data.eval_fraction")
+    if html is not None:
+        refuse_existing(html, "choose another file with --html")
+        if not html.absolute().parent.is_dir():
+            raise UserError("no such directory", str(html.parent),
+                            "make it, or choose another file with --html")
+    _check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True)
+    _settle(recipe)
+    from lorafit.model.base import load_tokenizer
+    from lorafit.model.device import find_device
+    from lorafit.preview import facts, terminal
+    from lorafit.preview.page import page
+    from lorafit.preview.words import next_commands
+
+    wanted = facts.Wanted(rows or (3 if html is None else 20), tuple(places), split)
+    seen = facts.look(recipe, load_tokenizer(recipe.model), find_device()[1], wanted,
+                      terminal.Progress())
+    if html is not None:
+        write_text(html, page(seen, f"{recipe_path.name}: what the model will see"))
+        print(f"{html} written")
+    else:
+        terminal.show(seen, terminal.make_console(), separate=tokens)
+        print()
+    show.next_commands(next_commands(seen, str(recipe_path), overrides))
+    return 2 if seen.problems else 0
 
 
 def init(model: str, data: Path, evaluation: Path | None, quantization: str,
@@ -76,15 +111,22 @@ def init(model: str, data: Path, evaluation: Path | None, quantization: str,
     if quantization not in ("none", "nf4", "fp4", "int8"):
         raise UserError(f"unknown quantization {quantization!r}", "--quantization",
                         "use none, nf4, fp4 or int8")
-    first = read_rows(Location(str(data)), default_split="train", limit=1)[0]
+    shape = shape_of(_file(data, "train"))
     if evaluation is not None:
-        read_rows(Location(str(evaluation)), default_split="test", limit=1)
-    chosen, _, reason = choose_format([first], "auto", {})
+        shape_of(_file(evaluation, "test"))
     text = starter_recipe(model, str(data), str(evaluation) if evaluation else None, {},
-                          quantization, f"runs/{data.stem}")
+                          quantization, f"runs/{_run_name(data)}")
     write_text(output, text)
-    print(f"{output} written; the data is read as {chosen.name} ({reason})")
+    print(f"{output} written; the data is read as {shape.format} ({shape.reason})")
     show.next_commands([f"lorafit check {output}", f"lorafit train {output}"])
+
+
+def _run_name(data: Path) -> str:
+    """The data's name without endings and signs; of a pattern the folder's."""
+    for name in (data.name.partition(".")[0], data.absolute().parent.name):
+        if name and re.fullmatch(r"[\w-]+", name):
+            return name
+    return "run"
 
 
 def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_tokens: int,
@@ -93,8 +135,8 @@ def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_t
         raise UserError(f"nobody is called {which!r}", "--with", "use base, adapter or both")
     _settle_for(trained, base)
     from lorafit.data.chat import Renderer
-    from lorafit.data.dataset import make_renderer
     from lorafit.data.examples import Exchange
+    from lorafit.data.pipeline import make_renderer
     from lorafit.model.adapter import load_adapter
     from lorafit.model.base import load_base
     from lorafit.model.device import find_device
@@ -104,7 +146,7 @@ def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_t
 
     source = open_adapter(trained, base)
     tokenizer = source.tokenizer()
-    data = source.recipe.data if source.recipe else None
+    data = source.data
     renderer = make_renderer(data, tokenizer) if data else Renderer(
         tokenizer, template=None, render="auto", system=None)
     device, facts = find_device()
@@ -153,6 +195,27 @@ def export_adapter(trained: Path, output: Path | None, base: str | None) -> None
     show.exported(run_export(open_adapter(trained, base), target))
 
 
+def cache(prefixes: list[str], delete_all: bool, unused_days: float | None) -> None:
+    from lorafit.data import cache as rows
+
+    known = rows.entries()
+    chosen = known if delete_all else []
+    for prefix in prefixes:
+        found = [entry for entry in known if entry.key.startswith(prefix)]
+        if len(found) != 1:
+            what = "no entry begins" if not found else f"{len(found)} entries begin"
+            raise UserError(f"{what} with {prefix!r}", "--delete", "list them: lorafit cache")
+        chosen = [*chosen, *found]
+    if unused_days is not None:
+        chosen = [*chosen, *rows.unused_for(unused_days)]
+    if delete_all or prefixes or unused_days is not None:
+        unique = list({entry.key: entry for entry in chosen}.values())
+        rows.delete(unique)
+        show.cache_deleted(unique)
+    else:
+        show.cache(str(rows.cache_directory()), known)
+
+
 def _train_here(recipe: Recipe, resume: bool, started_s: float) -> None:
     from lorafit.train.run import train as run_training
 
@@ -173,6 +236,7 @@ def _smoke(recipe: Recipe, started_s: float) -> None:
     from lorafit.smoke import smoke_recipe
 
     with tempfile.TemporaryDirectory(prefix="lorafit-smoke-") as folder:
+        os.environ["LORAFIT_CACHE"] = f"{folder}/cache"
         small = smoke_recipe(recipe, Path(folder), reachable)
         _train_here(small, False, started_s)
         source = open_adapter(Path(small.output.dir))
@@ -185,13 +249,9 @@ def _check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
     """What can be known to be wrong in milliseconds, before anything heavy is imported."""
     if not resume:
         run.refuse_taken()
-    for source, split in ((recipe.data.train, "train"), (recipe.data.eval, "test")):
-        if source is not None and not locate(source).is_hub:
-            check_source(recipe.data, locate(source), split)
-    template = recipe.data.chat_template
-    if template is not None and not Path(template).is_file():
-        raise UserError("no such chat template", f"data.chat_template: {template}",
-                        "give the path of a Jinja file")
+    for given in _sources(recipe.data):
+        if not given.location.is_hub:
+            check_source(given)
     base = recipe.model.base
     if base.startswith((".", "/", "~")) and not Path(os.path.expanduser(base)).exists():
         raise UserError("no such base model", f"model.base: {base}",
@@ -223,4 +283,12 @@ def _on_hub(model: Model) -> bool:
 
 
 def _data_on_hub(data: Data) -> bool:
-    return any(locate(source).is_hub for source in (data.train, data.eval) if source is not None)
+    return any(given.location.is_hub for given in _sources(data))
+
+
+def _sources(data: Data) -> list[Given]:
+    return [*sources_of(data, "train"), *sources_of(data, "eval")]
+
+
+def _file(path: Path, split: str) -> Given:
+    return Given(Location(str(path)), split, 1.0, "auto", {}, None)

@@ -1,72 +1,103 @@
-"""Rows of one step to micro-batches, and those to tensors."""
+"""One micro-batch as tensors."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from lorafit.data.chat import Tokens
+from lorafit.data.packing import Layout, MicroBatch
+from lorafit.data.tokens import Tokens
 
 IGNORED = -100  # label of a position that is not trained, as in torch's cross_entropy
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch, padded on the right. B rows, T tokens of the longest.
+    """The tensors of a micro-batch, all (B, T).
 
-    input_ids, attention_mask, labels: (B, T) int64; labels are IGNORED where nothing is trained.
-    rows: the numbers of its rows in the data set.
+    input_ids: int64. labels: int64, IGNORED where nothing is trained: the first token of every
+    example, other people's turns, padding. attention_mask: int64, only when padded; position_ids:
+    int64, only otherwise, starting at 0 with every example, and with the padding behind the last.
+    weights: float32, factor on each label's loss, 0 without a label; None for 1 everywhere.
+    examples: their numbers within the step. tokens: how many there are without padding.
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
     labels: torch.Tensor
-    rows: tuple[int, ...] = ()
+    attention_mask: torch.Tensor | None = None
+    position_ids: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    examples: tuple[int, ...] = ()
+    tokens: int = 0
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What SummedLoss.forward takes."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask,
+                "labels": self.labels, "position_ids": self.position_ids, "weights": self.weights}
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device),
-                     self.labels.to(device), self.rows)
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.inputs.items()
+                                 if tensor is not None}
+        return replace(self, **moved)
 
     @property
     def supervised_tokens(self) -> int:
-        """Positions that carry a loss: the first token of a row is never predicted."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        """Positions that carry a loss."""
+        return int((self.labels != IGNORED).sum())
 
     @property
-    def tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self.attention_mask.sum()) if self.rows else 0
+    def loss_weight(self) -> float:
+        """Sum of the factors on the loss: what the mean divides by."""
+        if self.weights is None:
+            return float(self.supervised_tokens)
+        return float(self.weights.sum(dtype=torch.float64))
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens with padding."""
+        return self.input_ids.numel()
 
 
-def split_rows(rows: np.ndarray, lengths: np.ndarray, micro_batch_size: int,
-               ranks: int) -> list[np.ndarray]:
-    """Row numbers of each micro-batch of a step, equally many for every rank.
+def collate(example: Callable[[int], Tokens], part: MicroBatch, layout: Layout,
+            pad_id: int) -> Batch:
+    """Tensors of a micro-batch. `example` finds one by the number it has in `part`.
 
-    Rows of similar length share a micro-batch, which saves padding and changes nothing else: the
-    loss of a step is a sum over its rows. Rank r takes micro-batches r, r + ranks, …; where they
-    do not divide, empty ones are added.
+    An empty micro-batch becomes two padding tokens without a loss: every rank takes part in every
+    forward and backward pass.
     """
-    ordered = rows[np.argsort(lengths[rows], kind="stable")]
-    parts = [ordered[i : i + micro_batch_size] for i in range(0, len(ordered), micro_batch_size)]
-    missing = -len(parts) % ranks
-    return parts + [ordered[:0]] * missing
+    rows = [[example(i) for i in row] for row in part.rows] or [[_filler(pad_id)]]
+    shape = (len(rows), max(sum(map(len, row)) for row in rows))
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    weights = np.zeros(shape, dtype=np.float32)
+    attention_mask = np.zeros(shape, dtype=np.int64)
+    for j, row in enumerate(rows):
+        start = 0
+        for tokens in row:
+            end = start + len(tokens)
+            trained = tokens.supervised[1:]
+            input_ids[j, start:end] = tokens.ids
+            labels[j, start + 1 : end] = np.where(trained, tokens.ids[1:], IGNORED)
+            position_ids[j, start:end] = np.arange(len(tokens))
+            factor = 1.0 if tokens.weights is None else tokens.weights[1:]
+            weights[j, start + 1 : end] = np.where(trained, factor, 0.0)
+            start = end
+        attention_mask[j, :start] = 1
+        position_ids[j, start:] = np.arange(shape[1] - start)
+    padded = layout.batching == "padded"
+    weighted = any(tokens.weights is not None for row in rows for tokens in row)
+    return Batch(
+        torch.from_numpy(input_ids), torch.from_numpy(labels),
+        torch.from_numpy(attention_mask) if padded else None,
+        None if padded else torch.from_numpy(position_ids),
+        torch.from_numpy(weights) if weighted else None,
+        part.examples, int(attention_mask.sum()) if part.rows else 0,
+    )
 
 
-def collate(data: Sequence[Tokens], rows: np.ndarray, pad_id: int) -> Batch:
-    """Tensors of some rows. No rows give a batch of two padding tokens without a loss."""
-    if len(rows) == 0:
-        ids = torch.full((1, 2), pad_id)
-        return Batch(ids, torch.ones_like(ids), torch.full_like(ids, IGNORED))
-    width = max(len(data[i].ids) for i in rows)
-    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    attention_mask = np.zeros((len(rows), width), dtype=np.int64)
-    labels = np.full((len(rows), width), IGNORED, dtype=np.int64)
-    for j, i in enumerate(rows):
-        row = data[i]
-        input_ids[j, : len(row.ids)] = row.ids
-        attention_mask[j, : len(row.ids)] = 1
-        labels[j, : len(row.ids)] = np.where(row.supervised, row.ids, IGNORED)
-    labels[:, 0] = IGNORED
-    return Batch(torch.from_numpy(input_ids), torch.from_numpy(attention_mask),
-                 torch.from_numpy(labels), tuple(int(i) for i in rows))
+def _filler(pad_id: int) -> Tokens:
+    return Tokens(np.full(2, pad_id, dtype=np.int32), np.zeros(2, dtype=bool))

@@ -4,27 +4,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    reasoning: what the assistant thought before it spoke. tool_calls: the assistant's calls, as
+    `{"type": "function", "function": {"name": str, "arguments": dict}}` with an `id` where the row
+    has one. tool_call_id and name: which call a tool's result answers. weight: of the loss on this
+    message; None leaves it to the recipe, 0 trains nothing of it.
+    """
 
     role: str
     content: str
+    reasoning: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    weight: float | None = None
 
-    def as_dict(self) -> dict[str, str]:
-        return {"role": self.role, "content": self.content}
+    def as_dict(self) -> dict[str, Any]:
+        """The message as chat templates read it, without keys that say nothing."""
+        values: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning is not None:
+            values["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            values["tool_calls"] = list(self.tool_calls)
+        if self.tool_call_id is not None:
+            values["tool_call_id"] = self.tool_call_id
+        if self.name is not None:
+            values["name"] = self.name
+        return values
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Chat turns; the assistant's are trained."""
+    """Chat turns, and the JSON schemas of the tools that the assistant may call."""
 
     messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
 
-    def as_dicts(self) -> list[dict[str, str]]:
+    def as_dicts(self) -> list[dict[str, Any]]:
         return [message.as_dict() for message in self.messages]
 
 
@@ -45,7 +67,24 @@ class Passage:
     text: str
 
 
-Example = Conversation | Exchange | Passage
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to the same prompt, of which the first is preferred."""
+
+    chosen: Conversation | Exchange
+    rejected: Conversation | Exchange
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer that is wanted or not, without another one to compare it with."""
+
+    example: Conversation | Exchange
+    wanted: bool
+
+
+Trainable = Conversation | Exchange | Passage  # what a renderer takes
+Example = Trainable | Preference | Judged
 
 
 class BadRow(Exception):

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from lorafit.data.batches import collate
-from lorafit.data.dataset import TokenisedData, make_renderer, read_examples, tokenise
+from lorafit.data.dataset import TokenisedData, read_data, read_held_out, ready
+from lorafit.data.packing import Layout, split_rows
+from lorafit.data.pipeline import make_renderer
 from lorafit.errors import UserError
 from lorafit.model.adapter import load_adapter
 from lorafit.model.base import load_base
@@ -17,6 +19,7 @@ from lorafit.model.generate import Sampling, answer
 from lorafit.model.loss import summed_cross_entropy
 from lorafit.model.trained import AdapterSource
 from lorafit.recipe import auto
+from lorafit.recipe.schema import Data
 from lorafit.run_dir import write_json
 
 
@@ -53,17 +56,17 @@ class Evaluation:
 def evaluate(source: AdapterSource, max_rows: int | None, max_new_tokens: int,
              say: Callable[[str], None] = lambda text: None) -> Evaluation:
     """Base beside adapter on the run's held-out rows; stored in the run directory."""
-    if source.recipe is None or source.run is None:
+    data = source.data
+    if source.recipe is None or source.run is None or data is None:
         raise UserError("is an adapter without a run, so its held-out rows are not known",
                         str(source.directory), "give the run directory")
-    data = source.recipe.data
-    _, held_out = read_examples(data, source.recipe.training.seed)
+    tokenizer = source.tokenizer()
+    held_out = _held_out(data, source.recipe.training.seed, tokenizer)
     if held_out is None:
         raise UserError("the run has no held-out rows", str(source.run.path),
                         "train with data.eval or data.eval_fraction")
-    held_out = held_out.take(np.arange(min(len(held_out.examples), max_rows or 10**9)))
-    tokenizer = source.tokenizer()
-    tokenised = tokenise(held_out, data, tokenizer, data.eval or data.train)
+    rows = held_out.selection.first_pieces()[:max_rows]  # a row that was split is asked once
+    examples = held_out.examples(rows.tolist())
     device, facts = find_device()
     model = load_adapter(
         load_base(source.model, auto.dtype(source.model.dtype, facts).value,
@@ -71,39 +74,46 @@ def evaluate(source: AdapterSource, max_rows: int | None, max_new_tokens: int,
         source.directory,
     )
     renderer = make_renderer(data, tokenizer)
-    asked = [renderer.prompt(example) for example in held_out.examples]
+    asked = [renderer.prompt(example) for example in examples]
     scores, replies = [], []
     for is_base in (True, False):
         name = "base" if is_base else "adapter"
         say(f"{name}: answering {len(asked)} held-out prompts")
         with _maybe_without_adapter(model, is_base):
             replies.append(answer(model, tokenizer, [prompt for prompt, _ in asked],
-                                  Sampling(max_new_tokens), is_chat=_is_chat(renderer, held_out)))
-            loss = _loss(model, tokenised, tokenizer.pad_token_id or 0, device)
+                                  Sampling(max_new_tokens),
+                                  is_chat=_is_chat(renderer, examples[0])))
+            loss = _loss(model, held_out, rows, tokenizer.pad_token_id or 0, device)
         correct = sum(reply.strip() == wanted.strip()
                       for reply, (_, wanted) in zip(replies[-1], asked, strict=True))
         scores.append(Score(correct, len(asked), loss))
     answers = [
         Answer(_question(example), wanted.strip(), base, tuned)
-        for example, (_, wanted), base, tuned in zip(held_out.examples, asked, *replies,
-                                                     strict=True)
+        for example, (_, wanted), base, tuned in zip(examples, asked, *replies, strict=True)
     ]
     result = Evaluation(scores[0], scores[1], answers)
     write_json(source.run.evaluation, asdict(result))
     return result
 
 
-def _loss(model: Any, data: TokenisedData, pad_id: int, device: torch.device) -> float:
-    total, tokens = 0.0, 0
-    order = np.argsort(data.lengths(), kind="stable")
+def _held_out(data: Data, seed: int, tokenizer: Any) -> TokenisedData | None:
+    if data.eval_fraction > 0:
+        return read_data(data, tokenizer, seed)[1]
+    checked = read_held_out(data, tokenizer)
+    return None if checked is None else ready(checked, data)
+
+
+def _loss(model: Any, data: TokenisedData, rows: np.ndarray, pad_id: int,
+          device: torch.device) -> float:
+    """Mean loss of the rows, in nats per supervised token."""
+    total = weight = 0.0
+    layout = Layout("padded", 16, 0)
     with torch.inference_mode():
-        for start in range(0, len(order), 16):
-            batch = collate(data.rows, order[start : start + 16], pad_id)
-            local = batch.to(device)
-            total += float(summed_cross_entropy(
-                model, local.input_ids, local.attention_mask, local.labels))
-            tokens += batch.supervised_tokens
-    return total / max(1, tokens)
+        for part in split_rows(data.lengths[rows], layout, ranks=1):
+            batch = collate(lambda i: data.tokens(int(rows[i])), part, layout, pad_id)
+            total += float(summed_cross_entropy(model, **batch.to(device).inputs))
+            weight += batch.loss_weight
+    return total / (weight or 1.0)
 
 
 def _question(example: Any) -> str:
@@ -113,9 +123,9 @@ def _question(example: Any) -> str:
     return getattr(example, "prompt", "") or getattr(example, "text", "")
 
 
-def _is_chat(renderer: Any, held_out: Any) -> bool:
-    first = held_out.examples[0]
-    return hasattr(first, "messages") or (hasattr(first, "prompt") and renderer.exchanges_as_chat)
+def _is_chat(renderer: Any, example: Any) -> bool:
+    return hasattr(example, "messages") or (hasattr(example, "prompt")
+                                            and renderer.exchanges_as_chat)
 
 
 def _maybe_without_adapter(model: Any, off: bool) -> Any:

@@ -10,7 +10,7 @@ from lorafit.errors import UserError
 from lorafit.model.adapter import check_adapter_files
 from lorafit.model.base import load_tokenizer
 from lorafit.recipe.loading import load_recipe
-from lorafit.recipe.schema import Model, Recipe
+from lorafit.recipe.schema import Data, Model, Recipe
 from lorafit.run_dir import RunDir, read_jsonl
 
 # Rows to compare on when an adapter comes without a run.
@@ -35,13 +35,16 @@ class AdapterSource:
     def tokenizer(self) -> Any:
         """The base's tokenizer, with the chat template that training used."""
         tokenizer = load_tokenizer(self.model)
-        if self.recipe is not None and self.recipe.data.chat_template is not None:
-            template = Path(self.recipe.data.chat_template)
-            if not template.exists():
-                raise UserError("the chat template of the run is gone", str(template),
-                                "restore the file")
-            tokenizer.chat_template = template.read_text(encoding="utf-8")
+        if self.run is not None and self.run.chat_template.exists():
+            tokenizer.chat_template = self.run.chat_template.read_text(encoding="utf-8")
         return tokenizer
+
+    @property
+    def data(self) -> Data | None:
+        """The run's data section, to go with `tokenizer()`, which has the template already."""
+        if self.recipe is None:
+            return None
+        return self.recipe.data.model_copy(update={"chat_template": None})
 
     def rows(self) -> list[np.ndarray]:
         """Token ids to compare models on: held-out rows of the run, or plain sentences."""

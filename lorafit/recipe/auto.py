@@ -84,6 +84,23 @@ def attention(setting: str, device: Device, dtype_name: str, supports_sdpa: bool
     return Decision(key, "eager", "the architecture has no other implementation")
 
 
+def batching(setting: str, attention_name: str, device: Device) -> Decision:
+    """End to end where the attention takes sequences so, padded elsewhere.
+
+    FlashAttention is told where each sequence of a row ends and computes nothing else. The other
+    implementations get a mask over the whole row, whose work grows with the row's length squared.
+    Figures: docs/decisions/0011-packing-within-a-step.md.
+    """
+    key = "training.batching"
+    if setting != "auto":
+        return Decision(key, setting, IN_RECIPE)
+    if attention_name.startswith("flash_attention"):
+        return Decision(key, "padding_free", "FlashAttention takes sequences end to end, so no "
+                        f"padding is computed (by its design; not timed on {device.name})")
+    return Decision(key, "padded", f"sequences of similar length share a micro-batch; end to end, "
+                    f"{attention_name} would compute a mask over all of them")
+
+
 def micro_batch_size(setting: int | str, batch_size: int, ranks: int, longest_tokens: int,
                      vocabulary: int, device: Device) -> Decision:
     """As many rows at once as keep a device busy without filling its memory.

@@ -1,8 +1,10 @@
 """A recipe file and `--set` overrides to a validated Recipe; every problem at once."""
 
 import difflib
+import glob
 import os
 import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,14 +172,21 @@ def _stands_in(values: Any, loc: tuple[Any, ...], key: Any) -> bool:
 def _model_at(keys: KeyPath) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Recipe
     for key in keys:
+        if isinstance(key, int):  # an item of a list
+            continue
         field = model.model_fields.get(str(key)) if model else None
         if field is None:
             return None
-        candidates = [field.annotation, *typing.get_args(field.annotation)]
-        model = next(
-            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
-        )
+        model = next(_models_in(field.annotation), None)
     return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Sections that a value of this type may be, or hold as items."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _models_in(part)
 
 
 def _nearest(key: str, known: list[str], section: str, document: Document) -> str:
@@ -235,29 +244,40 @@ def _unique(problems: list[Problem]) -> list[Problem]:
     return list(merged.values())
 
 
+def with_paths(sources: Any, change: Callable[[str], str]) -> Any:
+    """The value of `data.train` or `data.eval` with each path changed."""
+    if isinstance(sources, list):
+        return [with_paths(source, change) for source in sources]
+    if isinstance(sources, Source):
+        return sources.model_copy(update={"path": change(sources.path)})
+    return None if sources is None else change(sources)
+
+
 def _with_paths_beside(recipe: Recipe, folder: Path) -> Recipe:
     """Point relative paths that exist only beside the recipe there, and `~` to the home."""
 
-    def beside(value: str | None) -> str | None:
-        if value is None:
-            return None
+    def beside(value: str) -> str:
         value = os.path.expanduser(value)
-        if Path(value).exists() or not (folder / value).exists():
+        if _exists(Path(value)) or not _exists(folder / value):
             return value
         return str(folder / value)
 
-    def source(value: str | Source | None) -> str | Source | None:
-        if isinstance(value, Source):
-            return value.model_copy(update={"path": beside(value.path)})
-        return beside(value)
-
+    template = recipe.data.chat_template
+    if template is not None and "{" not in template:
+        template = beside(template)
     data: Data = recipe.data.model_copy(update={
-        "train": source(recipe.data.train), "eval": source(recipe.data.eval),
-        "chat_template": beside(recipe.data.chat_template),
+        "train": with_paths(recipe.data.train, beside),
+        "eval": with_paths(recipe.data.eval, beside),
+        "chat_template": template,
     })
     base = recipe.model.base
     if base != "tiny":
-        base = beside(base) or base
+        base = beside(base)
     model = recipe.model.model_copy(update={"base": base})
     output = recipe.output.model_copy(update={"dir": os.path.expanduser(recipe.output.dir)})
     return recipe.model_copy(update={"data": data, "model": model, "output": output})
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file, or any that a pattern such as `data/*.jsonl` stands for."""
+    return path.exists() or (glob.has_magic(str(path)) and any(glob.iglob(str(path))))

@@ -121,6 +121,10 @@ class _Builder:
             return None
         self.document.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
+            if any("\ud800" <= character <= "\udfff" for character in node.value):
+                self.problem(node, "half of a character, such as an escape \\ud83d alone",
+                             "write the character itself, or \\U and its eight digits")
+                return None
             return parse_scalar(node.value) if node.style is None else node.value
         self.open.add(id(node))
         try:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from lorafit.recipe.schema import Columns, Recipe, Source
+from lorafit.recipe.schema import Checks, Columns, Recipe, Source
 
 _INTRO = """\
 # Recipe reference
@@ -41,6 +41,7 @@ def markdown() -> str:
         parts.append(_section(f"`{name}`", section))
     parts.append(_section("A source, in `data.train` and `data.eval`", Source))
     parts.append(_section("`data.columns`", Columns))
+    parts.append(_section("`data.checks`", Checks))
     return "\n".join(parts)
 
 
@@ -72,7 +73,8 @@ def _type_name(annotation: Any) -> str:
     if origin is dict:
         return f"{_type_name(arguments[0])} to {_type_name(arguments[1])}"
     words: dict[Any, str] = {str: "text", int: "whole number", float: "number",
-                             bool: "true or false", Source: "source", Columns: "mapping"}
+                             bool: "true or false", Source: "source", Columns: "mapping",
+                             Checks: "mapping"}
     return words.get(annotation, str(annotation))
 
 

@@ -9,10 +9,21 @@ import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+RowFormat = Literal["auto", "chat", "sharegpt", "alpaca", "prompt_completion", "text", "preference",
+                    "judged"]
+Verdict = Literal["error", "drop", "warn", "allow"]
 
 
 class Section(BaseModel):
@@ -148,29 +159,13 @@ class Adapter(Section):
         return self
 
 
-class Source(Section):
-    """Where rows come from, when a path alone does not say it."""
-
-    path: str
-    """A file (.jsonl, .json, .csv, .tsv, .parquet, .txt) or a hub data set."""
-    split: str | None = None
-    """Split of a hub data set; `train` for training and `test` for evaluation if left out."""
-    subset: str | None = None
-    """Configuration name of a hub data set."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub data set."""
-
-    @field_validator("path")
-    @classmethod
-    def _usable_name(cls, value: str) -> str:
-        return _usable_path(value)
-
-
 class Columns(Section):
     """Names of the columns in your file, where they differ from the usual ones."""
 
     messages: str | None = None
-    """Column with a list of chat messages (`role` and `content`)."""
+    """Column with a list of chat messages."""
+    tools: str | None = None
+    """Column with the JSON schemas of the tools that the assistant may call."""
     prompt: str | None = None
     """Column with the question or instruction."""
     input: str | None = None
@@ -181,23 +176,100 @@ class Columns(Section):
     """Column with plain text, trained as a whole."""
     system: str | None = None
     """Column with a system message for the row."""
+    chosen: str | None = None
+    """Column with the preferred answer of a pair."""
+    rejected: str | None = None
+    """Column with the other answer of a pair."""
+    label: str | None = None
+    """Column that says whether the answer is wanted."""
+
+
+class Checks(Section):
+    """What happens to rows in which something looks wrong: `error` stops before training and
+    shows them, `drop` leaves them out, `warn` prints how many there are, `allow` is silent."""
+
+    unusable: Literal["error", "drop"] = "error"
+    """The row does not fit its format, or the chat template refuses it."""
+    no_supervised_token: Literal["error", "drop"] = "error"
+    """Nothing in the row would be trained."""
+    empty_answer: Verdict = "error"
+    """A turn of the assistant that is trained says nothing."""
+    special_tokens: Verdict = "error"
+    """The text of a message spells a special token of the tokenizer, so it would become one."""
+    foreign_markup: Verdict = "warn"
+    """The text holds marks of other chat templates, such as <|im_end|> or [INST], which are no
+    special tokens here: a sign that a template was applied before."""
+    duplicates: Verdict = "warn"
+    """The same row again, but for case and white space. `drop` keeps the first."""
+    overlap: Verdict = "error"
+    """A training row that is also held out. `drop` leaves it out of the training rows."""
+    encoding: Verdict = "warn"
+    """Characters that a wrong encoding leaves, such as Ã© for é, U+FFFD, or control characters."""
+    language: Verdict = "warn"
+    """Written in another script than most rows of the source (fewer than one row in twenty)."""
+
+
+class Source(Section):
+    """Where rows come from, when a path alone does not say it."""
+
+    path: str
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, each also .gz, .zst or .xz), a
+    pattern such as `data/*.jsonl`, a directory, or a hub data set."""
+    split: str | None = None
+    """Split of a hub data set; `train` for training and `test` for evaluation if left out."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often each row is seen in an epoch: 2 twice, 0.5 half of the rows, each epoch other ones.
+    With streaming: share of this source, relative to the others'."""
+    format: RowFormat | None = None
+    """Shape of this source's rows; `data.format` if left out."""
+    columns: Columns | None = None
+    """Column mapping of this source; `data.columns` if left out."""
+
+    @field_validator("path")
+    @classmethod
+    def _usable_name(cls, value: str) -> str:
+        return _usable_path(value)
+
+
+def _kind_of_source(value: Any) -> str:
+    """Which member of `Sources` a value is meant to be, so that only its mistakes are reported."""
+    if isinstance(value, list):
+        return "a list"
+    return "a mapping" if isinstance(value, dict | Source) else "a path"
+
+
+_OneSource = Annotated[
+    Annotated[str, Tag("a path")] | Annotated[Source, Tag("a mapping")],
+    Discriminator(_kind_of_source),
+]
+Sources = Annotated[
+    Annotated[str, Tag("a path")] | Annotated[Source, Tag("a mapping")]
+    | Annotated[list[_OneSource], Tag("a list")],
+    Discriminator(_kind_of_source),
+]
 
 
 class Data(Section):
     """What the model is trained and evaluated on."""
 
-    train: str | Source
-    """Training rows: a file or a hub data set."""
-    eval: str | Source | None = None
-    """Held-out rows for evaluation: a file or a hub data set."""
+    train: Sources
+    """Training rows: a file, a pattern such as `data/*.jsonl`, a directory or a hub data set, or
+    a list of them."""
+    eval: Sources | None = None
+    """Held-out rows for evaluation, given like `train`."""
     eval_fraction: Fraction = 0.0
     """Hold out this part of the training rows instead (chosen by the seed)."""
-    format: Literal["auto", "chat", "prompt_completion", "alpaca", "text"] = "auto"
+    format: RowFormat = "auto"
     """Shape of a row; `auto` decides by the columns and prints why."""
     columns: Columns = Columns()
     """Column mapping."""
     chat_template: str | None = None
-    """A Jinja file to use in place of the tokenizer's own chat template."""
+    """Used in place of the tokenizer's own chat template: a Jinja file, the name of another
+    template of the tokenizer, `chatml`, or the template itself."""
     date: str | None = None
     """Date (YYYY-MM-DD) that templates which print one see; the day on which the run was started
     if left out. A resumed run keeps it."""
@@ -206,14 +278,31 @@ class Data(Section):
     `auto` takes the template where the tokenizer has one. Plain text is never wrapped."""
     system: str | None = None
     """System message for rows that bring none."""
-    max_length_tokens: PositiveInt = 2048
+    train_on: Literal["assistant", "last", "completion", "all"] = "assistant"
+    """Which tokens of a conversation are trained: every turn of the assistant, its last one, its
+    turns after the last message of the user, or everything. A message's own weight goes first."""
+    train_on_end_of_turn: bool = True
+    """Train the token that ends the assistant's turn. Without it the model does not learn to
+    stop."""
+    max_length_tokens: Annotated[int, Field(ge=2)] = 2048
     """Longest row, in tokens."""
-    on_long: Literal["error", "drop", "truncate"] = "error"
-    """What happens to a longer row. Whatever is chosen is counted, printed and stored."""
+    on_long: Literal["error", "drop", "truncate", "split"] = "error"
+    """What happens to a longer row: stop before training, leave it out, cut off its end, or make
+    several rows of it. Whatever is chosen is counted, printed and stored."""
+    checks: Checks = Checks()
+    """What is checked before training, and what a finding leads to."""
+    streaming: bool = False
+    """Read and tokenise while training goes on, for data that is too large to prepare first. Needs
+    `training.steps`; rows are shuffled within blocks of `shuffle_rows`."""
+    shuffle_rows: PositiveInt = 4096
+    """With streaming: rows that are read and shuffled at a time."""
+    workers: PositiveInt | Literal["auto"] = "auto"
+    """Processes that render and tokenise; one for each core if left out."""
     max_rows: PositiveInt | None = None
-    """Take only the first rows of the training data."""
+    """Take only the first rows of each source in `train`."""
     max_eval_rows: PositiveInt | None = None
-    """Take only the first rows of the evaluation data."""
+    """Take only the first rows of each source in `eval`, or of those that `eval_fraction` holds
+    out."""
 
     @field_validator("date")
     @classmethod
@@ -225,15 +314,33 @@ class Data(Section):
             raise ValueError(f"{value!r} is no date; write it as 2026-01-31") from None
         return value
 
-    @field_validator("train", "eval", "chat_template")
+    @field_validator("chat_template")
     @classmethod
-    def _usable_names(cls, value: str | Source | None) -> str | Source | None:
+    def _usable_template(cls, value: str | None) -> str | None:
+        return value if value is None or "{" in value else _usable_path(value)
+
+    @field_validator("train", "eval")
+    @classmethod
+    def _usable_names(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("is empty; name a file")
+        if isinstance(value, list):
+            return [cls._usable_names(item) for item in value]
         return _usable_path(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> "Data":
         if self.eval is not None and self.eval_fraction > 0:
             raise ValueError("eval and eval_fraction exclude each other; keep one of them")
+        if self.streaming and self.eval_fraction > 0:
+            raise ValueError("eval_fraction needs all rows before training, so it cannot be "
+                             "combined with streaming; give a file in data.eval")
+        if self.streaming and self.max_rows is not None:
+            raise ValueError("max_rows cannot be combined with streaming; set training.steps")
+        held_out = self.eval if isinstance(self.eval, list) else [self.eval]
+        if any(isinstance(source, Source) and source.weight != 1 for source in held_out):
+            raise ValueError("a held-out row counts once, so a weight has no effect in data.eval; "
+                             "leave it out")
         return self
 
 
@@ -248,6 +355,10 @@ class Training(Section):
     """Sequences per optimizer step over all devices: the same recipe trains the same on 1 or 8."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
     """Sequences computed at once on one device. Changes memory and speed, not the result."""
+    batching: Literal["auto", "padded", "padding_free", "packed"] = "auto"
+    """How the sequences of a step are laid out for computing, which changes speed and memory, not
+    the result: padded to equal length, end to end in one row without padding, or packed best-fit
+    into rows of data.max_length_tokens. Attention never crosses from one sequence to another."""
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Peak learning rate of AdamW. `auto`: 10 times full fine-tuning's, adjusted to the width."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -336,6 +447,9 @@ class Recipe(Section):
             raise ValueError(
                 "training.early_stopping needs held-out rows; add data.eval or data.eval_fraction"
             )
+        if self.data.streaming and self.training.steps is None:
+            raise ValueError("data.streaming needs training.steps, because the number of rows is "
+                             "not known; for example --set training.steps=1000")
         if self.adapter.alters_base and self.model.quantization != "none":
             raise ValueError(
                 f"adapter.init {self.adapter.init} moves part of the base weights into the "

@@ -28,6 +28,7 @@ class Progress:
     """Where a run stands. `step` optimizer steps are done; losses are in nats per token.
 
     evals_without_gain: evaluations in a row without a new best. data: fingerprint of the rows.
+    feed: where a stream of rows stands; None for rows that are found by the step alone.
     """
 
     step: int = 0
@@ -38,6 +39,7 @@ class Progress:
     first_eval_loss: float | None = None
     last_eval_loss: float | None = None
     data: str = ""
+    feed: dict[str, Any] | None = None
     stopped_early: bool = False
 
 
@@ -81,6 +83,12 @@ def load_checkpoint(path: Path, adapted: Any, optimizer: Any) -> Progress:
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     restore_adapter(adapted, path)
     optimizer.load_state_dict(_unflatten(load_file(path / OPTIMIZER), state["optimizer"]))
+    return saved_progress(path)
+
+
+def saved_progress(path: Path) -> Progress:
+    """Where a run stood when the checkpoint was committed."""
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
     try:
         return Progress(**state["progress"])
     except TypeError:

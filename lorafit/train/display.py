@@ -1,13 +1,17 @@
 """What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
+import time
 from collections import deque
 from typing import Any, Protocol
+
+ROWS_SAID_EVERY_S = 5.0
 
 
 class Display(Protocol):
     """Receives what happened; rank 0 alone has one that prints."""
 
+    def rows_tokenised(self, source: str, rows: int) -> None: ...
     def start(self, step: int, total_steps: int) -> None: ...
     def step(self, step: int, loss: float, learning_rate: float, supervised_tokens: int,
              seconds: float) -> None: ...
@@ -42,6 +46,9 @@ class Rate:
 class Silent:
     """For the other ranks."""
 
+    def rows_tokenised(self, source: str, rows: int) -> None:
+        pass
+
     def start(self, step: int, total_steps: int) -> None:
         pass
 
@@ -68,6 +75,12 @@ class PlainLines:
     def __init__(self) -> None:
         self.rate = Rate()
         self.total_steps = 0
+        self.said_s = time.monotonic()
+
+    def rows_tokenised(self, source: str, rows: int) -> None:
+        if time.monotonic() - self.said_s > ROWS_SAID_EVERY_S:
+            self.say(f"{source}: {rows:,} rows tokenised")
+            self.said_s = time.monotonic()
 
     def start(self, step: int, total_steps: int) -> None:
         self.total_steps = total_steps

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from lorafit.data.batches import collate, split_rows
+from lorafit.data.batches import collate
 from lorafit.data.dataset import TokenisedData
-from lorafit.data.order import rows_of_step
-from lorafit.errors import DivergedError, StoppedBySignal
+from lorafit.data.feed import Feed, StepExamples
+from lorafit.data.packing import Layout, split_rows
+from lorafit.errors import DivergedError, LorafitError, StoppedBySignal
 from lorafit.recipe.schema import Training
 from lorafit.run_dir import RunDir, append_jsonl
 from lorafit.train.checkpoint import Progress, save_checkpoint
@@ -25,9 +26,12 @@ MAX_ROWS_NAMED = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers that a run goes by, all decided before it starts."""
+    """The numbers that a run goes by, all decided before it starts.
 
-    total_rows: int
+    total_rows: None where the number of rows is not known (streaming).
+    """
+
+    total_rows: int | None
     total_steps: int
     micro_batch_size: int
     peak_learning_rate: float
@@ -43,8 +47,9 @@ class Job:
     module: nn.Module
     adapted: Any
     optimizer: Any
-    train: TokenisedData
+    feed: Feed
     held_out: TokenisedData | None
+    layout: Layout
     pad_id: int
     training: Training
     plan: Plan
@@ -65,10 +70,8 @@ def run_loop(job: Job, progress: Progress) -> Progress:
         evaluate(job, progress)
     while progress.step < plan.total_steps and not progress.stopped_early:
         started = time.perf_counter()
-        rows = rows_of_step(progress.step, training.batch_size, len(job.train.rows),
-                            plan.total_rows, training.seed)
-        parts = split_rows(rows, job.train.lengths(), plan.micro_batch_size,
-                           job.accelerator.num_processes)
+        examples = next_examples(job, progress)
+        parts = split_rows(examples.lengths, job.layout, job.accelerator.num_processes)
         mine = parts[job.accelerator.process_index :: job.accelerator.num_processes]
         learning_rate = learning_rate_at(
             progress.step, plan.total_steps, training, plan.peak_learning_rate
@@ -76,19 +79,20 @@ def run_loop(job: Job, progress: Progress) -> Progress:
         try:
             result = train_step(
                 job.accelerator, job.module, job.optimizer,
-                [collate(job.train.rows, part, job.pad_id) for part in mine],
+                [collate(examples.tokens, part, job.layout, job.pad_id) for part in mine],
                 step=progress.step, learning_rate=learning_rate, seed=training.seed,
                 max_grad_norm=training.max_grad_norm, stop_signal=job.stop.signal_number,
             )
         except DivergedError as error:
-            raise DivergedError(_with_rows(error, job, rows)) from None
+            raise DivergedError(_with_rows(error, examples)) from None
         progress.step += 1
         seconds = time.perf_counter() - started
         if job.accelerator.is_main_process:
             append_jsonl(job.run.metrics, {
                 "step": progress.step, "loss": result.loss, "learning_rate": learning_rate,
                 "grad_norm": result.grad_norm, "supervised_tokens": result.supervised_tokens,
-                "tokens": result.tokens, "seconds": round(seconds, 6),
+                "tokens": result.tokens, "computed_tokens": result.computed_tokens,
+                "seconds": round(seconds, 6),
             })
         job.display.step(progress.step, result.loss, learning_rate, result.supervised_tokens,
                          seconds)
@@ -108,6 +112,17 @@ def run_loop(job: Job, progress: Progress) -> Progress:
     return progress
 
 
+def next_examples(job: Job, progress: Progress) -> StepExamples:
+    """The examples of the next step. When a stream brings a bad row, what was trained so far is
+    committed before the error is raised."""
+    try:
+        return job.feed.step(progress.step)
+    except LorafitError:
+        if progress.step > 0:
+            commit(job, progress)
+        raise
+
+
 def evaluate(job: Job, progress: Progress) -> bool:
     """Measure the held-out loss and answer the sample prompts; True when it is a new best."""
     if job.sampler.prompts and job.accelerator.is_main_process:
@@ -117,8 +132,7 @@ def evaluate(job: Job, progress: Progress) -> bool:
                          {"step": progress.step, "prompt": prompt, "answer": answer})
     if job.held_out is None:
         return False
-    loss = held_out_loss(job.accelerator, job.module, job.held_out,
-                         job.plan.micro_batch_size, job.pad_id)
+    loss = held_out_loss(job.accelerator, job.module, job.held_out, job.layout, job.pad_id)
     is_best = progress.step > 0 and (progress.best_loss is None or loss < progress.best_loss)
     progress.last_eval_loss = loss
     if progress.first_eval_loss is None:
@@ -138,15 +152,16 @@ def evaluate(job: Job, progress: Progress) -> bool:
 
 def commit(job: Job, progress: Progress) -> None:
     """Write a checkpoint from the main process; the others wait for it."""
+    progress.feed = job.feed.state(progress.step)
     if job.accelerator.is_main_process:
         save_checkpoint(job.run, job.adapted, job.optimizer, progress,
                         job.training.keep_checkpoints)
     job.accelerator.wait_for_everyone()
 
 
-def _with_rows(error: DivergedError, job: Job, rows: Any) -> str:
-    places = [job.train.places[i] for i in rows[:MAX_ROWS_NAMED]]
-    more = f" and {len(rows) - len(places)} more" if len(rows) > len(places) else ""
+def _with_rows(error: DivergedError, examples: StepExamples) -> str:
+    places = [str(examples.place(i)) for i in range(min(len(examples), MAX_ROWS_NAMED))]
+    more = f" and {len(examples) - len(places)} more" if len(examples) > len(places) else ""
     return (f"{error}\n    rows of this step: {', '.join(places)}{more}\n"
             "    lower training.learning_rate, use model.dtype bfloat16 or float32 instead of "
             "float16, or look at these rows; the last checkpoint is intact")

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from lorafit.data.sources import Location
 from lorafit.errors import UserError
 from lorafit.model.adapter import WEIGHTS, trained_state
-from lorafit.recipe.loading import load_recipe
-from lorafit.recipe.schema import Recipe, Source
+from lorafit.recipe.loading import load_recipe, with_paths
+from lorafit.recipe.schema import Recipe
 from lorafit.run_dir import RunDir
 from lorafit.train.checkpoint import Progress
 
@@ -19,7 +20,7 @@ MAY_CHANGE_ON_RESUME = {
     "training.steps", "training.epochs", "training.micro_batch_size", "training.eval_every",
     "training.early_stopping", "training.keep", "training.checkpoint_every",
     "training.keep_checkpoints", "training.sample_prompts", "training.sample_tokens",
-    "data.max_eval_rows", "output.dir",
+    "training.batching", "data.max_eval_rows", "data.workers", "output.dir",
 }
 
 
@@ -27,21 +28,20 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with local files named absolutely, so that a run directory can be used from
     anywhere."""
 
-    def absolute(value: str | None) -> str | None:
-        return str(Path(value).absolute()) if value and Path(value).exists() else value
+    def absolute(value: str) -> str:
+        return value if Location(value).is_hub else str(Path(value).expanduser().absolute())
 
-    def source(value: str | Source | None) -> str | Source | None:
-        if isinstance(value, Source):
-            return value.model_copy(update={"path": absolute(value.path)})
-        return absolute(value)
-
-    base = recipe.model.base
+    base, template = recipe.model.base, recipe.data.chat_template
+    if base != "tiny" and Path(base).exists():
+        base = str(Path(base).absolute())
+    if template is not None and "{" not in template and Path(template).is_file():
+        template = str(Path(template).absolute())
     return recipe.model_copy(update={
-        "model": recipe.model.model_copy(
-            update={"base": base if base == "tiny" else absolute(base)}),
+        "model": recipe.model.model_copy(update={"base": base}),
         "data": recipe.data.model_copy(update={
-            "train": source(recipe.data.train), "eval": source(recipe.data.eval),
-            "chat_template": absolute(recipe.data.chat_template)}),
+            "train": with_paths(recipe.data.train, absolute),
+            "eval": with_paths(recipe.data.eval, absolute),
+            "chat_template": template}),
         "output": recipe.output.model_copy(
             update={"dir": str(Path(recipe.output.dir).absolute())}),
     })
@@ -64,7 +64,8 @@ def refuse_changes(recipe: Recipe, run: RunDir) -> None:
     before = _leaves(with_absolute_paths(load_recipe(run.recipe)).model_dump())
     now = _leaves(with_absolute_paths(recipe).model_dump())
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
-                     and key not in MAY_CHANGE_ON_RESUME)
+                     and key not in MAY_CHANGE_ON_RESUME
+                     and not _relaxes_a_check(key, before.get(key)))
     if changed:
         shown = ", ".join(f"{key} (was {before.get(key)}, is {now.get(key)})" for key in changed)
         raise UserError(
@@ -72,6 +73,11 @@ def refuse_changes(recipe: Recipe, run: RunDir) -> None:
             str(run.path),
             "a resumed run must be the same run; start a new one in another output.dir",
         )
+
+
+def _relaxes_a_check(key: str, before: Any) -> bool:
+    """No row that was trained was objected to, or the run would have stopped at it."""
+    return before == "error" and (key.startswith("data.checks.") or key == "data.on_long")
 
 
 def refuse_other_start(run: RunDir, adapted: Any) -> None:

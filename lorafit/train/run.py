@@ -15,11 +15,17 @@ from typing import Any
 import torch
 
 from lorafit import __version__
-from lorafit.data.dataset import TokenisedData, make_renderer, read_examples, tokenise
+from lorafit.data.chat import resolve_template
+from lorafit.data.dataset import Report, TokenisedData, read_data, read_held_out, ready
+from lorafit.data.feed import EpochFeed, Feed
+from lorafit.data.packing import Layout
+from lorafit.data.pipeline import make_renderer
+from lorafit.data.stream import StreamFeed
 from lorafit.errors import MachineError, UserError
 from lorafit.model import adapter as adapters
 from lorafit.model import base as bases
 from lorafit.model.device import find_device
+from lorafit.model.isolation import ensure_isolated
 from lorafit.model.loss import SummedLoss
 from lorafit.model.targets import resolve_targets
 from lorafit.recipe import auto
@@ -39,6 +45,7 @@ from lorafit.train.checkpoint import (
     Progress,
     load_checkpoint,
     newest_good_checkpoint,
+    saved_progress,
     set_aside_damaged,
 )
 from lorafit.train.display import Display, make_display
@@ -63,13 +70,17 @@ class Prepared:
     tokenizer: Any
     config: Any
     device: torch.device
-    train: TokenisedData
+    feed: Feed
+    train: Report
     held_out: TokenisedData | None
     decisions: list[Decision]
     plan: Plan
 
     def decided(self, key: str) -> Any:
-        return next(decision.value for decision in self.decisions if decision.key == key)
+        return self.decision(key).value
+
+    def decision(self, key: str) -> Decision:
+        return next(decision for decision in self.decisions if decision.key == key)
 
 
 @dataclass(frozen=True)
@@ -90,30 +101,38 @@ class Record:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. Times in seconds, memory in bytes."""
+    """How a run ended. Times in seconds, memory in bytes. read: rows of a stream, counted."""
 
     progress: Progress
     kept_step: int
     seconds: float
     first_step_after_s: float
     peak_memory_bytes: int
+    read: dict[str, int] | None = None
 
 
-def prepare(recipe: Recipe, ranks: int) -> Prepared:
+def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = None,
+            watch: Callable[[str, int], None] = lambda source, rows: None) -> Prepared:
     """Read and tokenise the data and decide everything that is left open.
 
-    UserError for whatever is wrong with the data, the base's configuration or the adapter.
+    `feed_state` is where a resumed run's stream goes on; `watch` is told how many rows of a source
+    are tokenised. UserError for whatever is wrong with the data, the base's configuration or the
+    adapter.
     """
-    training = recipe.training
-    train_examples, eval_examples = read_examples(recipe.data, training.seed)
+    training, data = recipe.training, recipe.data
     config = bases.load_config(recipe.model)
     tokenizer = bases.load_tokenizer(recipe.model)
-    train = tokenise(train_examples, recipe.data, tokenizer, recipe.data.train)
-    held_out = None
-    if eval_examples is not None:
-        held_out = tokenise(eval_examples, recipe.data, tokenizer,
-                            recipe.data.eval or recipe.data.train)
-    longest = max(train.report.longest_tokens, held_out.report.longest_tokens if held_out else 0)
+    train_data: TokenisedData | None = None
+    if data.streaming:
+        checked = read_held_out(data, tokenizer, watch)
+        held_out = None if checked is None else ready(checked, data)
+        stream = StreamFeed(data, tokenizer, training.seed, training.batch_size, checked,
+                            feed_state)
+        report, longest = stream.report(), data.max_length_tokens
+    else:
+        train_data, held_out = read_data(data, tokenizer, training.seed, watch)
+        report, longest = train_data.report, train_data.report.longest_tokens
+    longest = max(longest, held_out.report.longest_tokens if held_out else 0)
     _refuse_too_long(config, longest)
     resolve_targets(
         bases.meta_model(config, trust_remote_code=recipe.model.trust_remote_code), recipe.adapter
@@ -122,21 +141,31 @@ def prepare(recipe: Recipe, ranks: int) -> Prepared:
     device, facts = find_device()
     text_config = config.get_text_config()
     dtype = auto.dtype(recipe.model.dtype, facts)
+    attention = auto.attention(recipe.model.attention, facts, dtype.value,
+                               bases.supports_sdpa(config))
+    batching = auto.batching(training.batching, attention.value, facts)
     rate = auto.learning_rate(training.learning_rate, text_config.model_type,
                               getattr(text_config, "hidden_size", None))
-    micro = auto.micro_batch_size(training.micro_batch_size, training.batch_size, ranks, longest,
-                                  text_config.vocab_size, facts)
-    rows = auto.total_rows(training.epochs, training.steps, training.batch_size, len(train.rows))
-    steps = -(-rows // training.batch_size)
+    micro = auto.micro_batch_size(
+        training.micro_batch_size, training.batch_size, ranks,
+        data.max_length_tokens if batching.value == "packed" else longest,
+        text_config.vocab_size, facts,
+    )
+    rows: int | None = None
+    feed: Feed
+    if train_data is None:
+        steps, feed = training.steps or 0, stream
+    else:
+        order = train_data.order(training.seed)
+        rows = auto.total_rows(training.epochs, training.steps, training.batch_size,
+                               order.rows_per_epoch)
+        steps = -(-rows // training.batch_size)
+        feed = EpochFeed(train_data, order, training.batch_size, rows)
     eval_every = auto.eval_every(training.eval_every, steps)
     checkpoint_every = auto.checkpoint_every(training.checkpoint_every, eval_every.value)
-    decisions = [
-        dtype,
-        auto.attention(recipe.model.attention, facts, dtype.value, bases.supports_sdpa(config)),
-        rate, micro, eval_every, checkpoint_every,
-    ]
+    decisions = [dtype, attention, rate, batching, micro, eval_every, checkpoint_every]
     plan = Plan(rows, steps, micro.value, rate.value, eval_every.value, checkpoint_every.value)
-    return Prepared(tokenizer, config, device, train, held_out, decisions, plan)
+    return Prepared(tokenizer, config, device, feed, report, held_out, decisions, plan)
 
 
 def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
@@ -158,14 +187,23 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     display = make_display(accelerator.is_main_process)
+    checkpoint: Path | None = None
+    skipped: list[str] = []
     if resume:
         refuse_changes(recipe, run)
-    prepared = prepare(recipe, accelerator.num_processes)
+        checkpoint, skipped = newest_good_checkpoint(run)
+    accelerator.wait_for_everyone()  # every rank has chosen before one of them renames
+    prepared = prepare(recipe, accelerator.num_processes, watch=display.rows_tokenised,
+                       feed_state=None if checkpoint is None else saved_progress(checkpoint).feed)
     base = bases.load_base(recipe.model, prepared.decided("model.dtype"),
                            prepared.decided("model.attention"), prepared.device)
     if recipe.training.activation_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     base.config.use_cache = False
+    is_flash = prepared.decided("model.attention").startswith("flash")
+    batching = ensure_isolated(base, prepared.decision("training.batching"), flat=is_flash)
+    decisions = [batching if decision.key == batching.key else decision
+                 for decision in prepared.decisions]
     adapted = adapters.add_adapter(base, recipe.adapter, recipe.training.seed,
                                    bases.resolve_base(recipe.model.base))
     optimizer = build_optimizer(adapted.parameters(), recipe.training, prepared.device)
@@ -176,10 +214,8 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     if resume and recipe.adapter.alters_base:
         refuse_other_start(run, adapted)
 
-    fingerprint = prepared.train.report.fingerprint
+    fingerprint = prepared.train.fingerprint
     progress = Progress(total_steps=prepared.plan.total_steps, data=fingerprint)
-    checkpoint, skipped = newest_good_checkpoint(run) if resume else (None, [])
-    accelerator.wait_for_everyone()  # every rank has chosen before one of them renames
     if resume and accelerator.is_main_process:
         set_aside_damaged(run, checkpoint)
     if checkpoint is not None:
@@ -189,7 +225,7 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         patience = recipe.training.early_stopping  # may have changed
         progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
     record = Record(
-        prepared.decisions, adapters.describe(adapted), prepared.train.report.as_dict(),
+        decisions, adapters.describe(adapted), prepared.train.as_dict(),
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
         str(prepared.device), accelerator.num_processes, skipped,
         checkpoint.name if checkpoint else None,
@@ -203,7 +239,9 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     timer = _FirstStep(display, started_s)
     with listening() as stop:
         job = Job(
-            accelerator, module, adapted, optimizer, prepared.train, prepared.held_out,
+            accelerator, module, adapted, optimizer, prepared.feed, prepared.held_out,
+            Layout(batching.value, prepared.plan.micro_batch_size, recipe.data.max_length_tokens,
+                   flat=is_flash),
             prepared.tokenizer.pad_token_id or 0, recipe.training, prepared.plan, run, timer,
             Sampler(recipe.training.sample_prompts, make_renderer(recipe.data, prepared.tokenizer),
                     recipe.training.sample_tokens),
@@ -215,7 +253,7 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
             display.stop()
     result = Result(
         progress, _kept_step(recipe, progress), time.perf_counter() - started_s,
-        timer.first_step_after_s, peak_memory_bytes(prepared.device),
+        timer.first_step_after_s, peak_memory_bytes(prepared.device), prepared.feed.read(),
     )
     if accelerator.is_main_process:
         _write_result(run, recipe, adapted, result)
@@ -260,7 +298,15 @@ def _refuse_too_long(config: Any, longest_tokens: int) -> None:
 
 def _write_inputs(run: RunDir, recipe: Recipe, adapted: Any, prepared: Prepared) -> None:
     write_text(run.recipe, dump_recipe(recipe))
-    rows = (prepared.held_out or prepared.train).rows[:HELD_OUT_ROWS]
+    if recipe.data.chat_template is not None:
+        template = resolve_template(recipe.data.chat_template, prepared.tokenizer)
+        write_text(run.chat_template, template or "")
+    if prepared.held_out is not None:
+        rows = [prepared.held_out.tokens(i)
+                for i in range(min(len(prepared.held_out), HELD_OUT_ROWS))]
+    else:
+        first = prepared.feed.step(0)
+        rows = [first.tokens(i) for i in range(min(len(first), HELD_OUT_ROWS))]
     write_text(run.held_out, "".join(
         json.dumps({"token_ids": row.ids.tolist(),
                     "supervised": row.supervised.astype(int).tolist()}) + "\n"

@@ -1,7 +1,8 @@
 """One optimizer step, exact: the gradient is that of the mean over every supervised token.
 
-Losses are summed over micro-batches and ranks and divided once, by the number of supervised tokens
-of the whole step, so neither the micro-batch size nor the number of ranks changes the result.
+Losses are summed over micro-batches and ranks and divided once, by the weight of all supervised
+tokens of the step (their number, where no message has a weight of its own), so neither the layout
+of micro-batches nor the number of ranks changes the result.
 Dividing the gradients last (they belong to the adapter and are small) has a second use: the
 backward pass of a float16 base runs at the size of a sum, which does not underflow.
 """
@@ -22,14 +23,15 @@ from lorafit.errors import DivergedError
 class StepResult:
     """What a step did. `loss` is in nats per supervised token; counts are over all ranks.
 
-    grad_norm: Euclidean norm before clipping. stop_signal: the highest signal number that a rank
-    has received, 0 for none.
+    grad_norm: Euclidean norm before clipping. tokens: without padding; computed_tokens: with it.
+    stop_signal: the highest signal number that a rank has received, 0 for none.
     """
 
     loss: float
     grad_norm: float
     supervised_tokens: int
     tokens: int
+    computed_tokens: int
     stop_signal: int
 
 
@@ -50,32 +52,33 @@ def train_step(
         # an evaluation in between or another number of ranks changes nothing.
         position = k * accelerator.num_processes + accelerator.process_index
         torch.manual_seed(stream_seed(seed, step, position))
-        local = batch.to(device)
+        inputs = batch.to(device).inputs
         if k + 1 < len(micro_batches):
             with accelerator.no_sync(module):
-                loss = module(local.input_ids, local.attention_mask, local.labels)
+                loss = module(**inputs)
                 accelerator.backward(loss)
         else:
-            loss = module(local.input_ids, local.attention_mask, local.labels)
+            loss = module(**inputs)
             accelerator.backward(loss)
         loss_sum += loss.detach()
 
     wide = torch.float32 if device.type == "mps" else torch.float64
-    totals = torch.tensor(
-        [0.0, sum(b.supervised_tokens for b in micro_batches),
-         sum(b.tokens for b in micro_batches)], dtype=wide, device=device)
-    totals[0] = loss_sum
+    counts = torch.tensor(
+        [(b.loss_weight, b.supervised_tokens, b.tokens, b.computed_tokens) for b in micro_batches],
+        dtype=wide, device=device)
+    totals = torch.cat([loss_sum.to(wide)[None], counts.sum(dim=0)])
     totals = accelerator.reduce(totals, reduction="sum")
     signals = accelerator.gather(torch.tensor([stop_signal], device=device))
-    total_loss, supervised_tokens, tokens = totals.tolist()
+    total_loss, weight, supervised_tokens, tokens, computed_tokens = totals.tolist()
+    weight = weight or 1.0  # nothing supervised: the loss and every gradient are 0
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
     # Data-parallel engines average over ranks; the mean over tokens is wanted instead.
-    torch._foreach_mul_(gradients, accelerator.num_processes / max(1.0, supervised_tokens))
+    torch._foreach_mul_(gradients, accelerator.num_processes / weight)
     limit = float("inf") if max_grad_norm is None else max_grad_norm
     grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
-    loss_per_token = total_loss / max(1.0, supervised_tokens)
+    loss_per_token = total_loss / weight
     for name, value in (("loss", loss_per_token), ("gradient norm", grad_norm)):
         if not torch.isfinite(torch.tensor(value)):
             optimizer.zero_grad()
@@ -86,7 +89,7 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     return StepResult(loss_per_token, grad_norm, int(supervised_tokens), int(tokens),
-                      int(signals.max()))
+                      int(computed_tokens), int(signals.max()))
 
 
 def stream_seed(seed: int, step: int, position: int) -> int:

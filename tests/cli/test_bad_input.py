@@ -153,7 +153,8 @@ def missing_base() -> tuple[list[str], list[str]]:
 
 def missing_template() -> tuple[list[str], list[str]]:
     return ["train", "r.yaml", "--set", "data.chat_template=x.jinja"], [
-        "data.chat_template: x.jinja: no such chat template", "path of a Jinja file"]
+        "data.chat_template: no chat template and no file is called 'x.jinja'",
+        "path of a Jinja file"]
 
 
 def output_that_holds_a_run() -> tuple[list[str], list[str]]:
@@ -339,7 +340,7 @@ BAD_CHANGES = [  # (section, key, value) put into the good recipe
     ("adapter", "rank_pattern", {"(": 1}), ("adapter", "alpha_pattern", [1]),
     ("adapter", "lora_alpha", 16), ("adapter", "r", 8),
     ("data", "train", None), ("data", "train", ""), ("data", "train", 5), ("data", "train", []),
-    ("data", "train", "rows.xml"), ("data", "train", "."), ("data", "train", {"split": "x"}),
+    ("data", "train", "rows.xml"), ("data", "train", "*.xml"), ("data", "train", {"split": "x"}),
     ("data", "train", {"path": "rows.jsonl", "spilt": "x"}), ("data", "train", "a\0b.jsonl"),
     ("data", "train", "y" * 5000), ("data", "train", "~nobody-here/x.jsonl"),
     ("data", "eval", "nowhere.jsonl"), ("data", "eval_fraction", 1), ("data", "eval_fraction", -1),
@@ -370,7 +371,7 @@ BAD_DATA = [
     '{"messages": null}', '{"messages": []}', '{"messages": {}}', '{"messages": ["a"]}',
     '{"messages": [{"role": "user", "content": "a"}]}', '{"messages": [{"role": "assistant"}]}',
     '{"messages": [{"role": "ai", "content": "a"}]}',
-    '{"messages": [{"from": "gpt", "value": "a"}]}',
+    '{"messages": [{"from": "who", "value": "a"}]}',
     '{"instruction": "a", "output": ""}', '{"instruction": "a", "output": 5}',
     '{"instruction": "a", "input": 5, "output": "b"}', '[{"prompt": "a", "completion": "b"}]',
     ROWS + "{", ROWS + "[1]", ROWS + '{"prompt": "a"}', ROWS + "NaN", ROWS + "{}", "[\n" + ROWS,
@@ -431,7 +432,7 @@ def test_malformed_rows_are_one_message_that_names_the_file(
     ["merge", "nowhere", "--dtype", "int4"], ["merge", "nowhere", "-o", "rows.jsonl"],
     ["train", "."], ["check", "rows.jsonl"], ["check", "r.yaml", "--set", "adapter"],
     ["init", "--data", "rows.jsonl", "--quantization", "int4", "-o", "new.yaml"],
-    ["init", "--data", ".", "-o", "new.yaml"],
+    ["init", "--data", "nowhere/", "-o", "new.yaml"],
     ["init", "--data", "rows.jsonl", "--eval", "nowhere.jsonl", "-o", "new.yaml"],
     ["init", "--data", "rows.jsonl", "-o", "no/such/folder/new.yaml"],
     ["train", "r.yaml", "--resume"],

@@ -5,12 +5,16 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from lorafit.recipe.loading import load_recipe
+from lorafit.data import cache
+from lorafit.recipe.loading import dump_recipe, load_recipe
+from lorafit.run_dir import RunDir
 
 
 def lorafit(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -123,7 +127,77 @@ def test_every_verb_has_help(verb):
     assert "Usage" in said(lorafit(verb, "--help"))
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_no_encoding_stops_a_verb(
+    make_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    chat_file: Callable[..., Path], encoding: str,
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    path = tmp_path / "r.yaml"
+    path.write_text(dump_recipe(make_recipe(data={"train": str(chat_file(12, "größe-日.jsonl"))},
+                                            training={"steps": 1})), encoding="utf-8")
+    for verb in ("check", "preview", "train"):
+        done = subprocess.run([sys.executable, "-m", "lorafit", verb, str(path)], timeout=240,
+                              capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert b"-\\u65e5.jsonl" in done.stdout
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(
+    make_recipe: Callable[..., Any], tmp_path: Path,
+) -> None:
+    recipe = make_recipe(training={"steps": 2})
+    path = tmp_path / "r.yaml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    with subprocess.Popen([sys.executable, "-m", "lorafit", "train", str(path)],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(b"base")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert RunDir(Path(recipe.output.dir)).result.is_file()
+
+
+def test_a_full_disk_under_the_output_is_said_once_with_code_3(
+    make_recipe: Callable[..., Any], tmp_path: Path,
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(dump_recipe(make_recipe()), encoding="utf-8")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-m", "lorafit", "check", str(path)], stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stderr) == (
+        3, "error: standard output: No space left on device\n")
+
+
 def test_the_schema_accepts_what_the_loader_accepts(make_recipe):
     schema = json.loads(said(lorafit("schema")))
     assert schema["required"] == ["model", "data", "output"]
     assert schema["additionalProperties"] is False
+
+
+def test_the_cache_is_listed_and_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat_file: Callable[..., Path],
+) -> None:
+    monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path / "cache"))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump({
+        "model": {"base": "tiny"}, "output": {"dir": str(tmp_path / "run")},
+        "data": {"train": str(chat_file()), "eval": str(chat_file(3, "eval.jsonl", first=90))},
+    }), encoding="utf-8")
+    assert "0 entries" in said(lorafit("cache"))
+    said(lorafit("check", str(recipe)))
+    listed = said(lorafit("cache"))
+    assert "2 entries" in listed
+    keys = [entry.key for entry in cache.entries()]
+    assert all(key[:12] in listed for key in keys)
+    assert "deleted   1 entry" in said(lorafit("cache", "--delete", keys[0][:8]))
+    assert [entry.key for entry in cache.entries()] == keys[1:]
+    assert "deleted   0 entries" in said(lorafit("cache", "--unused-days", "1"))
+    assert "deleted   1 entry" in said(lorafit("cache", "--delete-all"))
+    assert cache.entries() == []
+    refused = lorafit("cache", "--delete", "zz")
+    assert refused.returncode == 2
+    assert "no entry begins with 'zz'" in refused.stderr

@@ -2,17 +2,30 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
-from transformers import AutoTokenizer
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lorafit.data.chat import Renderer, Tokens
+from lorafit.data.chat import Renderer, Span, resolve_template
+from lorafit.data.chat.encoder import Encoder
+from lorafit.data.chat.masks import Rendered, tokenise, weights_by_offsets
 from lorafit.data.examples import BadRow, Conversation, Exchange, Message, Passage
+from lorafit.data.tokens import Tokens
+from lorafit.errors import UserError
 from lorafit.model.base import TINY
 
 CHATML = """\
@@ -166,8 +179,8 @@ def test_marks_and_rendered_prefixes_give_the_same_mask(
 ) -> None:
     marked = renderer(tokenizer)
     derived = renderer(tokenizer, without_marks(tokenizer.chat_template))
-    assert marked.has_marks
-    assert not derived.has_marks
+    assert marked.way == "marks"
+    assert derived.way == "derived"
     ours, other = tokens_of(marked, conversation), tokens_of(derived, conversation)
     assert ours.ids.tolist() == other.ids.tolist()
     assert ours.supervised.tolist() == other.supervised.tolist()
@@ -197,14 +210,108 @@ def test_several_rows_at_once_are_tokenised_as_each_alone(
 
 
 def test_spaces_are_trained_where_a_tokenizer_trims_them_off_its_offsets() -> None:
-    trimming = load_tiny()
-    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer = trimming()
     row = Conversation((Message("user", "code"),
                         Message("assistant", "def f():\n        return  1\n    \nend")))
-    offsets = trimming(row.messages[1].content, return_offsets_mapping=True)["offset_mapping"]
+    offsets = tokenizer(row.messages[1].content, return_offsets_mapping=True)["offset_mapping"]
     assert any(start == end for start, end in offsets), "the tokenizer does not trim"
-    assert trained_runs(trimming, tokens_of(renderer(trimming), row)) == [
+    assert trained_runs(tokenizer, tokens_of(renderer(tokenizer), row)) == [
         row.messages[1].content + "<|end|>"]
+
+
+def trimming() -> Any:
+    made = load_tiny()
+    made.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return made
+
+
+def of_words(prepend: bool) -> Any:
+    """A tokenizer that writes spaces as part of words, and rare characters byte by byte.
+
+    `prepend`: whether the leading space is a normaliser's, as in older models, or Metaspace's.
+    """
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    if prepend:
+        backend.normalizer = normalizers.Sequence([
+            normalizers.NFKD(), normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    backend.decoder = decoders.Metaspace()
+    every_byte = [f"<0x{byte:02X}>" for byte in range(256)]
+    backend.train_from_iterator(["a b ab abc  x, xy. some words and more words"] * 9,
+                                trainers.BpeTrainer(vocab_size=330, special_tokens=[
+                                    "<unk>", "<s>", "</s>", *every_byte]))
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
+WAYS = {"bytes": load_tiny, "bytes, trimmed": trimming, "words": lambda: of_words(False),
+        "words, prepended": lambda: of_words(True)}
+pieces = st.sampled_from(["a", "b", "ab", " ", "  ", "\n", "\n\n ", "\t", "é", "e\u0301", "日本",
+                          "😀", "👩‍👩‍👧", "🙂🏽", "▁", "<|end|>", "</s>", "x, xy.", " words ", "0"])
+
+
+@pytest.fixture(scope="module")
+def encoders() -> dict[str, Encoder]:
+    return {name: Encoder(make()) for name, make in WAYS.items()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=100, deadline=None)
+@given(text=st.lists(pieces, max_size=12).map("".join), is_chat=st.booleans(), data=st.data())
+def test_the_mask_is_the_one_that_all_offsets_give(
+    encoders: dict[str, Encoder], way: str, text: str, is_chat: bool, data: Any,
+) -> None:
+    place = st.integers(0, len(text))
+    spans = tuple(Span(*sorted(ends), weight) for *ends, weight in data.draw(st.lists(
+        st.tuples(place, place, st.sampled_from([0.0, 0.5, 1.0])), max_size=3)))
+    tokenizer = encoders[way].tokenizer
+    [made] = tokenise([Rendered(text, spans, is_chat)], encoders[way], train_end=True)
+    wanted = tokenizer(text, add_special_tokens=not is_chat, return_offsets_mapping=True)
+    weights = weights_by_offsets(spans, wanted["offset_mapping"])
+    ids = wanted["input_ids"]
+    if not is_chat:
+        if ids[-1:] != [tokenizer.eos_token_id]:
+            ids, weights = [*ids, tokenizer.eos_token_id], np.append(weights, 0)
+        weights[-1] = 1
+    assert made.ids.tolist() == ids
+    assert made.supervised.tolist() == (weights > 0).tolist()
+    got = made.supervised if made.weights is None else made.weights
+    assert got.astype(float).tolist() == weights.tolist()
+
+
+class Shouting(PreTrainedTokenizerFast):
+    """Reads everything in capitals, in a way that its backend knows nothing of."""
+
+    def _encode_plus(self, text: list[str], **more: Any) -> Any:
+        return super()._encode_plus([each.upper() for each in text], **more)
+
+
+def test_a_tokenizer_of_its_own_kind_is_called_as_it_is(tokenizer: Any) -> None:
+    own = Shouting(tokenizer_object=load_tiny().backend_tokenizer, eos_token="<|end|>")
+    made = Renderer(own, template=tokenizer.chat_template, render="plain", system=None)
+    for _ in range(2):
+        assert own.decode(tokens_of(made, Passage("quiet")).ids) == "QUIET<|end|>"
+
+
+def test_a_tokenizer_of_which_the_backend_is_set_to_cut_and_pad_does_neither() -> None:
+    cutting = load_tiny()
+    rows = [Rendered("some words " * n, (), True) for n in (1, 9)]
+    wanted = [tokens.ids.tolist() for tokens in tokenise(rows, Encoder(load_tiny()), True)]
+    encoder = Encoder(cutting)
+    for _ in range(2):
+        cutting.backend_tokenizer.enable_truncation(3)
+        cutting.backend_tokenizer.enable_padding(length=50)
+        assert [tokens.ids.tolist() for tokens in tokenise(rows, encoder, True)] == wanted
+
+
+def test_special_tokens_in_the_text_are_split_where_the_tokenizer_says_so() -> None:
+    splitting = load_tiny()
+    splitting.split_special_tokens = True
+    [tokens] = tokenise([Rendered("a<|end|>", (), True)], Encoder(splitting), True)
+    assert splitting.eos_token_id not in tokens.ids
+    assert tokens.ids.tolist() == splitting("a<|end|>")["input_ids"]
 
 
 def test_several_templates_of_a_tokenizer_mean_the_default_one() -> None:
@@ -281,8 +388,7 @@ def test_what_a_template_refuses_is_a_bad_row_with_its_words(in_style: Any, styl
 # ---- templates that cannot be trained on
 
 
-def test_a_template_that_rewrites_history_is_refused(tokenizer: Any) -> None:
-    forgetful = """\
+FORGETFUL = """\
 {%- for message in messages -%}
 {%- set content = message['content'] -%}
 {%- if message['role'] == 'assistant' and not loop.last -%}
@@ -292,14 +398,61 @@ def test_a_template_that_rewrites_history_is_refused(tokenizer: Any) -> None:
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
 """
-    made = renderer(tokenizer, forgetful)
+
+
+def test_where_history_is_rewritten_each_turn_is_trained_as_it_is_written(tokenizer: Any) -> None:
+    made = renderer(tokenizer, FORGETFUL)
     thinking = Message("assistant", "hm</think>yes")
-    row = Conversation((Message("user", "q"), thinking, Message("user", "r"),
-                        Message("assistant", "no")))
-    with pytest.raises(BadRow, match="rewrites earlier turns"):
-        made.render(row)
     single = Conversation((Message("user", "q"), thinking))  # nothing earlier to rewrite
     assert trained_runs(tokenizer, tokens_of(made, single)) == ["hm</think>yes<|end|>"]
+    assert not made.notices
+    row = Conversation((Message("user", "q"), thinking, Message("user", "r"),
+                        Message("assistant", "no")))
+    assert trained_runs(tokenizer, tokens_of(made, row)) == ["yes<|end|>", "no<|end|>"]
+    assert any("reasoning of earlier turns" in notice for notice in made.notices)
+
+
+BY_NUMBER = """\
+{%- for i in range(messages | length) -%}
+{{- '<|' + messages[i]['role'] + '|>\\n' + messages[i]['content'] + '<|end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
+"""
+
+
+@given(turns(said))
+def test_a_template_that_takes_messages_by_number_has_the_same_mask(
+    tokenizer: Any, conversation: Conversation,
+) -> None:
+    ours = tokens_of(renderer(tokenizer, BY_NUMBER), conversation)
+    other = tokens_of(renderer(tokenizer), conversation)
+    assert ours.ids.tolist() == other.ids.tolist()
+    assert ours.supervised.tolist() == other.supervised.tolist()
+
+
+@pytest.mark.parametrize("text", ["<tool_response>\n18\n</tool_response>", "<a>z</a>", "[b]"])
+def test_a_template_may_look_at_how_a_message_begins_and_ends(tokenizer: Any, text: str) -> None:
+    looking = without_marks(tokenizer.chat_template).replace(
+        "message['content'] + ", "message['content'] + ('!' if message['content'].startswith("
+        f"{text[:1]!r}) and message['content'].endswith({text[-1:]!r}) else '') + ")
+    row = Conversation((Message("user", text), Message("assistant", "yes")))
+    rendered = renderer(tokenizer, looking).render(row)
+    assert text + "!" in rendered.text
+
+
+def test_a_turn_in_which_another_message_speaks_is_refused(tokenizer: Any) -> None:
+    quoting = FORGETFUL.replace("+ content +", "+ ('You said: ' + messages[loop.index0 - 1]"
+                                "['content'] + ' ' if message['role'] == 'assistant' else '') "
+                                "+ content +")
+    row = Conversation((Message("user", "question"), Message("assistant", "answer")))
+    with pytest.raises(BadRow, match="cannot be told apart"):
+        renderer(tokenizer, quoting).render(row)
+    marked = quoting.replace("{{- '<|' + message['role'] + '|>", "{%- generation -%}"
+                             "{{- '<|' + message['role'] + '|>").replace(
+        "<|end|>\\n' -}}\n{%- endfor", "<|end|>\\n' -}}{%- endgeneration -%}\n{%- endfor")
+    assert marked.count("generation -%}") == 2
+    with pytest.raises(BadRow, match="text of another message"):
+        renderer(tokenizer, marked).render(row)
 
 
 @pytest.mark.parametrize("marks", [True, False])
@@ -317,6 +470,14 @@ def test_a_template_that_never_closes_a_turn_is_refused(tokenizer: Any, marks: b
     made = renderer(tokenizer, template if marks else without_marks(template))
     with pytest.raises(BadRow, match="never learn to stop"):
         made.render(Conversation((Message("user", "q"), Message("assistant", "a"))))
+
+
+def test_what_stands_behind_the_last_turn_is_not_trained(tokenizer: Any) -> None:
+    template = without_marks(tokenizer.chat_template).replace("if add_gen", "if true or add_gen")
+    row = Conversation((Message("user", "q"), Message("assistant", "a")))
+    made = renderer(tokenizer, template)
+    assert made.render(row).text.endswith("<|end|>\n<|assistant|>\n")
+    assert trained_runs(tokenizer, tokens_of(made, row)) == ["a<|end|>"]
 
 
 def test_an_end_of_turn_that_stands_just_after_the_mark_is_trained(tokenizer: Any) -> None:
@@ -428,3 +589,163 @@ def test_plain_prompts_are_what_stands_before_the_completion(tokenizer: Any) -> 
     made = renderer(tokenizer, render="plain")
     assert made.prompt(Exchange("Q: 1+1 A: ", "2")) == ("Q: 1+1 A: ", "2")
     assert made.prompt(Passage("abcd")) == ("ab", "cd")
+
+
+# ---- what is trained of a row
+
+
+def say(*turns: tuple[str, str] | Message) -> Conversation:
+    return Conversation(tuple(turn if isinstance(turn, Message) else Message(*turn)
+                              for turn in turns))
+
+
+CHAIN = say(("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2"),
+            ("assistant", "a3"))
+
+
+def made_for(tokenizer: Any, template: str | None = None, **more: Any) -> Renderer:
+    return Renderer(tokenizer, template=template, render="auto", system=None, **more)
+
+
+@pytest.mark.parametrize("marks", [True, False])
+@pytest.mark.parametrize(("train_on", "wanted"), [
+    ("assistant", ["a1<|end|>", "a2<|end|>", "a3<|end|>"]),
+    ("completion", ["a2<|end|>", "a3<|end|>"]),
+    ("last", ["a3<|end|>"]),
+])
+def test_train_on_chooses_turns(tokenizer: Any, marks: bool, train_on: str,
+                                wanted: list[str]) -> None:
+    template = None if marks else without_marks(tokenizer.chat_template)
+    tokens = tokens_of(made_for(tokenizer, template, train_on=train_on), CHAIN)
+    assert trained_runs(tokenizer, tokens) == wanted
+    assert tokens.weights is None
+
+
+def test_train_on_all_trains_every_token(tokenizer: Any) -> None:
+    made = made_for(tokenizer, train_on="all")
+    for row in (CHAIN, Exchange("q", "a"), Passage("text")):
+        assert tokens_of(made, row).supervised.all()
+    plain = Renderer(tokenizer, template=None, render="plain", system=None, train_on="all")
+    assert tokens_of(plain, Exchange("q", "a")).supervised.all()
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "last", "completion", "all"])
+def test_a_messages_own_weight_goes_first(tokenizer: Any, train_on: str) -> None:
+    row = say(("user", "q1"), Message("assistant", "a1", weight=0.5), ("user", "q2"),
+              Message("assistant", "a2", weight=0))
+    tokens = tokens_of(made_for(tokenizer, train_on=train_on), row)
+    assert tokens.weights is not None
+    assert tokenizer.decode(tokens.ids[tokens.weights == 0.5]) == "a1<|end|>"
+    rest = tokenizer.decode(tokens.ids[tokens.weights == 1])
+    assert ("q1" in rest) == (train_on == "all")
+    assert "a2" not in rest
+    assert (tokens.supervised == (tokens.weights > 0)).all()
+
+
+def test_weights_of_one_need_no_weights(tokenizer: Any) -> None:
+    row = say(("user", "q"), Message("assistant", "a", weight=1), Message("user", "r", weight=0),
+              Message("assistant", "b"))
+    tokens = tokens_of(made_for(tokenizer), row)
+    assert tokens.weights is None
+    assert trained_runs(tokenizer, tokens) == ["a<|end|>", "b<|end|>"]
+
+
+def test_a_weight_on_someone_else_is_refused(tokenizer: Any) -> None:
+    row = say(Message("user", "q", weight=1), ("assistant", "a"))
+    with pytest.raises(BadRow, match="message 1 has a weight, but is of the role user"):
+        made_for(tokenizer).render(row)
+
+
+@pytest.mark.parametrize("marks", [True, False])
+@pytest.mark.parametrize("train_on", ["assistant", "all"])
+def test_the_end_of_a_turn_can_be_left_out(tokenizer: Any, marks: bool, train_on: str) -> None:
+    template = None if marks else without_marks(tokenizer.chat_template)
+    made = made_for(tokenizer, template, train_on=train_on, train_on_end_of_turn=False)
+    runs = trained_runs(tokenizer, tokens_of(made, say(("user", "q"), ("assistant", "a b"))))
+    assert runs[-1 if train_on == "assistant" else 0].endswith("a b")
+    for row in (Exchange("q", "a"), Passage("text")):
+        plain = Renderer(tokenizer, template=template, render="plain", system=None,
+                         train_on=train_on, train_on_end_of_turn=False)
+        tokens = tokens_of(plain, row)
+        assert tokens.ids[-1] == tokenizer.eos_token_id
+        assert not tokens.supervised[-1]
+        assert tokens.supervised[-2]
+
+
+# ---- nothing of a row is lost
+
+
+TOOLS = ({"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}},)
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "two"}}}
+
+
+@pytest.mark.parametrize(("row", "said"), [
+    (Conversation((Message("user", "q"), Message("assistant", "a")), TOOLS), "the tool add"),
+    (say(("user", "q"), Message("assistant", "a", tool_calls=(CALL,))), "the call of add"),
+    (say(("user", "q"), Message("assistant", "a", reasoning="hm")), "knows no reasoning"),
+])
+def test_what_a_template_does_not_know_is_refused(tokenizer: Any, row: Conversation,
+                                                  said: str) -> None:
+    with pytest.raises(BadRow, match=said):
+        made_for(tokenizer).render(row)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (("message['content']", "(message['content'] if loop.index != 1 else '')"), "leaves out messa"),
+    (("message['content']", "message['content'] | upper"), "refuses|cannot be traced"),
+    (("message['content']", "message['content'][:9]"), "changes|cannot be traced|leaves out"),
+])
+def test_a_template_that_loses_or_changes_text_is_refused(
+    tokenizer: Any, change: tuple[str, str], said: str,
+) -> None:
+    template = without_marks(tokenizer.chat_template).replace(*change)
+    row = say(("system", "some words of the system"), ("user", "some words of the user"),
+              ("assistant", "some words of the assistant"))
+    with pytest.raises(BadRow, match=said):
+        made_for(tokenizer, template).render(row)
+
+
+def test_rows_with_tools_take_the_template_for_tools() -> None:
+    several = load_tiny()
+    for_tools = "{{ tools | tojson }}<|end|>" + several.chat_template
+    several.chat_template = {"default": several.chat_template, "tool_use": for_tools}
+    made = made_for(several, resolve_template(None, several))
+    pair = (Message("user", "q"), Message("assistant", "a"))
+    assert "add" not in made.render(Conversation(pair)).text
+    assert '"add"' in made.render(Conversation(pair, TOOLS)).text
+    with pytest.raises(BadRow, match="the tool add"):  # the given one is meant for all rows
+        made_for(several, load_tiny().chat_template + " ").render(Conversation(pair, TOOLS))
+
+
+# ---- which template is meant
+
+
+def test_a_template_is_found_by_name_or_path_or_given_itself(tmp_path: Path) -> None:
+    tokenizer = load_tiny()
+    assert resolve_template(None, tokenizer) == tokenizer.chat_template
+    assert resolve_template("{{ messages }}", tokenizer) == "{{ messages }}"
+    assert "<|im_start|>" in (resolve_template("chatml", tokenizer) or "")
+    path = tmp_path / "own.jinja"
+    path.write_text("{{ 1 }}", encoding="utf-8")
+    assert resolve_template(str(path), tokenizer) == "{{ 1 }}"
+    tokenizer.chat_template = {"default": "{{ 2 }}", "rag": "{{ 3 }}"}
+    assert resolve_template(None, tokenizer) == "{{ 2 }}"
+    assert resolve_template("rag", tokenizer) == "{{ 3 }}"
+    tokenizer.chat_template = None
+    assert resolve_template(None, tokenizer) is None
+
+
+def test_an_unknown_template_is_refused_with_the_known_names(tmp_path: Path) -> None:
+    tokenizer = load_tiny()
+    tokenizer.chat_template = {"default": "{{ 2 }}", "rag": "{{ 3 }}"}
+    for wrong in ("chatlm", str(tmp_path)):
+        with pytest.raises(UserError) as caught:
+            resolve_template(wrong, tokenizer)
+        [problem] = caught.value.problems
+        assert problem.where == "data.chat_template"
+        assert "Jinja file" in problem.remedy
+    with pytest.raises(UserError, match=r"one of default, rag, chatml"):
+        resolve_template("chatlm", tokenizer)
+    tokenizer.chat_template = {"rag": "{{ 3 }}"}
+    with pytest.raises(UserError, match="none is the default"):
+        resolve_template(None, tokenizer)

@@ -1,40 +1,75 @@
 """Which format a file has, by its columns or by the recipe, and rows that do not fit it."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorafit.data.dataset import read_examples
-from lorafit.data.examples import Conversation, Exchange, Message, Passage
+from lorafit.data.examples import Conversation, Exchange, Judged, Message, Passage, Preference
 from lorafit.data.formats import FORMATS, choose_format, convert_rows
-from lorafit.data.sources import Row
+from lorafit.data.rows import Place, Row
 from lorafit.errors import UserError
-from lorafit.recipe.schema import Data
 
 CHAT = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 
 
+SHAREGPT = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+PAIR = {"chosen": "yes", "rejected": "no"}
+
+
 def make(*values: dict[str, Any]) -> list[Row]:
-    return [Row(value, f"rows.jsonl:{number}") for number, value in enumerate(values, 1)]
+    return [Row(value, Place("rows.jsonl", number)) for number, value in enumerate(values, 1)]
 
 
 def convert(*values: dict[str, Any], name: str = "auto", **columns: str) -> list[Any]:
     rows = make(*values)
     chosen, mapping, _ = choose_format(rows, name, columns)
-    return convert_rows(rows, chosen, mapping)
+    converted, problems = convert_rows(rows, chosen, mapping)
+    assert not problems, problems
+    return [example for example, _ in converted]
 
 
 def problems(*values: dict[str, Any], name: str = "auto", **columns: str) -> list[str]:
+    rows = make(*values)
+    chosen, mapping, _ = choose_format(rows, name, columns)
+    return [str(problem) for problem in convert_rows(rows, chosen, mapping)[1]]
+
+
+def refusal(*values: dict[str, Any], name: str = "auto", **columns: str) -> str:
     with pytest.raises(UserError) as caught:
-        convert(*values, name=name, **columns)
-    return [str(problem) for problem in caught.value.problems]
+        choose_format(make(*values), name, columns)
+    [problem] = caught.value.problems
+    return str(problem)
 
 
 @pytest.mark.parametrize(("row", "name", "reason"), [
-    (CHAT, "chat", "the rows have messages"),
-    ({"conversations": CHAT["messages"]}, "chat", "the rows have conversations"),
+    (CHAT, "chat", "the rows have messages with role/content"),
+    ({"conversations": CHAT["messages"]}, "chat",
+     "the rows have conversations with role/content"),
+    (SHAREGPT, "sharegpt", "the rows have conversations with from/value"),
+    ({"messages": SHAREGPT["conversations"]}, "sharegpt",
+     "the rows have messages with from/value"),
+    ({"messages": json.dumps(CHAT["messages"])}, "chat",
+     "the rows have messages with role/content"),
+    ({"conversations": json.dumps(SHAREGPT["conversations"])}, "sharegpt",
+     "the rows have conversations with from/value"),
+    ({**PAIR, "prompt": "p"}, "preference", "the rows have chosen, rejected and prompt"),
+    ({"chosen": CHAT["messages"], "rejected": CHAT["messages"], **CHAT}, "preference",
+     "the rows have chosen, rejected with role/content"),
+    ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+     "preference", "the rows have chosen, rejected as transcripts"),
+    ({"chosen": 0.9, "rejected": 0.1, **CHAT}, "chat", "the rows have messages with role/content"),
+    ({"prompt": "p", "completion": "c", "label": True}, "judged",
+     "the rows have prompt, completion, label"),
+    ({"prompt": "p", "completion": "c", "label": "sports"}, "prompt_completion",
+     "the rows have prompt, completion"),
+    ({"label": 0, **CHAT}, "judged", "the rows have messages, label"),
+    ({"input": "p", "output": "c"}, "prompt_completion", "the rows have input, output"),
+    ({"query": "p", "response": "c"}, "prompt_completion", "the rows have query, response"),
+    ({"prompt": CHAT["messages"][:1], "completion": CHAT["messages"][1:]}, "prompt_completion",
+     "the rows have prompt, completion"),
+    ({"prompt": "p", "prompt_id": "3", **CHAT}, "chat",
+     "the rows have messages with role/content"),
     ({"instruction": "i", "output": "o"}, "alpaca", "the rows have instruction, output"),
     ({"instruction": "i", "input": "x", "response": "o"}, "alpaca",
      "the rows have instruction, input, response"),
@@ -42,7 +77,7 @@ def problems(*values: dict[str, Any], name: str = "auto", **columns: str) -> lis
     ({"question": "p", "answer": "c", "id": 3}, "prompt_completion",
      "the rows have question, answer"),
     ({"text": "t"}, "text", "the rows have text"),
-    ({"text": "t", **CHAT}, "chat", "the rows have messages"),
+    ({"text": "t", **CHAT}, "chat", "the rows have messages with role/content"),
 ])
 def test_the_format_is_found_by_the_columns_and_says_why(
     row: dict[str, Any], name: str, reason: str,
@@ -118,24 +153,61 @@ def test_a_system_column_does_not_replace_the_rows_own_system_message() -> None:
 
 
 def test_unknown_columns_are_listed_with_an_example_of_a_mapping() -> None:
-    [problem] = problems({"frage": "p", "antwort": "c"})
+    problem = refusal({"frage": "p", "antwort": "c"})
     assert problem.startswith("rows.jsonl:1: no known format has the columns frage, antwort")
     assert "--set data.columns.prompt=question" in problem
 
 
 def test_a_mapped_column_that_no_row_has_is_named() -> None:
-    [problem] = problems({"frage": "p", "antwort": "c"}, prompt="fage", completion="antwort")
+    problem = refusal({"frage": "p", "antwort": "c"}, prompt="fage", completion="antwort")
     assert problem.startswith("rows.jsonl:1: has no column fage; its columns are frage, antwort")
+    assert "data.columns.prompt; did you mean frage?" in problem
+
+
+def test_a_column_that_is_nearly_a_usual_one_is_offered() -> None:
+    problem = refusal({"mesages": CHAT["messages"]})
+    assert "--set data.columns.messages=mesages" in problem
+    assert "data.columns.completion=completon" in refusal(
+        {"prompt": "p", "completon": "c"}, name="prompt_completion")
+
+
+def test_a_row_of_each_place_keeps_it() -> None:
+    rows = make({"text": "a"}, {"text": ""}, {"text": "b"})
+    chosen, mapping, _ = choose_format(rows, "auto", {})
+    converted, found = convert_rows(rows, chosen, mapping)
+    assert converted == [(Passage("a"), rows[0].place), (Passage("b"), rows[2].place)]
+    assert [problem.where for problem in found] == ["rows.jsonl:2"]
+
+
+def test_rows_of_sharegpt_read_as_chat_name_the_format_to_set() -> None:
+    [problem] = problems(SHAREGPT, name="chat")
+    assert "from/value" in problem
+    assert "data.format to sharegpt" in problem
+
+
+def test_every_role_of_a_column_can_be_mapped() -> None:
+    answer = Conversation((Message("user", "q"), Message("assistant", "a")))
+    tool = {"type": "function", "function": {"name": "f"}}
+    [chat] = convert({"m": CHAT["messages"], "t": [tool]}, messages="m", tools="t")
+    assert chat == Conversation(answer.messages, (tool,))
+    assert convert({"m": SHAREGPT["conversations"]}, messages="m") == [answer]
+    assert convert({"p": "q", "y": "a", "n": "b", "s": "sys"}, prompt="p", chosen="y",
+                   rejected="n", system="s") == [
+        Preference(Exchange("q", "a", "sys"), Exchange("q", "b", "sys"))]
+    assert convert({"p": "q", "c": "a", "ok": "good"}, prompt="p", completion="c", label="ok") == [
+        Judged(Exchange("q", "a"), True)]
+    [alpaca] = convert({"p": "q", "i": "more", "c": "a"}, prompt="p", input="i", completion="c")
+    assert alpaca.prompt == "q\n\nmore"
 
 
 def test_a_mapping_that_the_format_has_no_use_for_is_refused() -> None:
-    [problem] = problems({"text": "t", "x": "y"}, name="text", prompt="x")
+    problem = refusal({"text": "t", "x": "y"}, name="text", prompt="x")
     assert problem.startswith("data.columns.prompt: format text has no use for the column x")
 
 
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_a_format_that_the_columns_do_not_fit_says_what_it_needs(name: str) -> None:
-    [problem] = problems({"foo": "x"}, name=name)
+    problem = refusal({"foo": "x"}, name=name)
     assert problem.startswith(f"rows.jsonl:1: format {name} needs ")
     assert "but the columns are foo" in problem
 
@@ -145,12 +217,6 @@ def test_a_later_row_without_its_column_is_named_by_its_line() -> None:
     assert problems(good, good, {"prompt": "p"}, good, {"completion": "c"}) == [
         "rows.jsonl:3: the row lacks the column completion\n    add it, or correct data.columns",
         "rows.jsonl:5: the row lacks the column prompt\n    add it, or correct data.columns"]
-
-
-def test_many_bad_rows_are_counted() -> None:
-    found = problems({"text": "t"}, *[{"text": ""}] * 30)
-    assert len(found) == 11
-    assert found[-1] == "… 30 of 31 rows are affected in total"
 
 
 @pytest.mark.parametrize(("row", "what"), [
@@ -183,19 +249,13 @@ def test_a_row_that_trains_nothing_or_is_malformed_is_named(row: dict[str, Any],
     assert "\n    " in problem, "a remedy is missing"
 
 
-def test_a_file_is_read_through_source_mapping_and_format(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    path.write_text("frage,antwort\n1+1?,2\n2+2?,4\n")
-    data = Data.model_validate({
-        "train": str(path), "columns": {"prompt": "frage", "completion": "antwort"}})
-    train, held_out = read_examples(data, seed=0)
-    assert train.examples == [Exchange("1+1?", "2"), Exchange("2+2?", "4")]
-    assert train.places == [f"{path}:2", f"{path}:3"]
-    assert held_out is None
-
-
-def test_max_rows_takes_the_first_rows(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": f"{n}"}) + "\n" for n in range(10)))
-    train, _ = read_examples(Data(train=str(path), max_rows=3), seed=0)
-    assert train.examples == [Passage("0"), Passage("1"), Passage("2")]
+def test_a_column_that_only_later_rows_have_is_not_passed_over() -> None:
+    rows = [{"instruction": f"i{n}", "output": "o"} for n in range(5)]
+    chosen, mapping, reason = choose_format(make(*rows), "auto", {})
+    assert reason == "the rows have instruction, output"
+    later = {"instruction": "i", "input": "x", "output": "o", "system": "s"}
+    [(example, _)], problems = convert_rows(make(later), chosen, mapping)
+    assert not problems
+    assert example == convert(later)[0]
+    assert example.system == "s"
+    assert "x" in example.prompt

@@ -8,11 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorafit.data.batches import IGNORED, collate, split_rows
-from lorafit.data.chat import Tokens
-from lorafit.data.order import permutation, rows_of_step
+from lorafit.data.batches import IGNORED, Batch, collate
+from lorafit.data.order import Order, permutation
+from lorafit.data.packing import Layout, MicroBatch, split_rows
+from lorafit.data.tokens import Tokens
 
 seeds = st.integers(0, 2**31 - 1)
+
+
+def rows_of_step(step: int, batch: int, rows: int, total: int, seed: int) -> np.ndarray:
+    return Order((rows,), (1.0,), seed).rows_of_step(step, batch, total)
 
 
 @given(rows=st.integers(1, 500), seed=seeds, epoch=st.integers(-1, 1000))
@@ -72,76 +77,115 @@ def test_a_longer_run_starts_like_a_shorter_one() -> None:
             rows_of_step(step, 4, 10, 1000, 3).tolist()
 
 
-lengths_of_rows = st.lists(st.integers(1, 300), min_size=1, max_size=60)
+@st.composite
+def made_examples(draw: st.DrawFn) -> list[Tokens]:
+    """A few short examples; some have weights, zero only where nothing is supervised."""
+    examples = []
+    for length in draw(st.lists(st.integers(1, 15), min_size=1, max_size=8)):
+        ids = draw(st.lists(st.integers(1, 1000), min_size=length, max_size=length))
+        mask = np.array(draw(st.lists(st.booleans(), min_size=length, max_size=length)))
+        weights = None
+        if draw(st.booleans()):
+            factors = st.sampled_from([0.25, 0.5, 1.0, 3.0])
+            drawn = draw(st.lists(factors, min_size=length, max_size=length))
+            weights = np.where(mask, drawn, 0).astype(np.float32)
+        examples.append(Tokens(np.array(ids, dtype=np.int32), mask, weights))
+    return examples
 
 
-@given(lengths=lengths_of_rows, micro=st.integers(1, 20), ranks=st.integers(1, 8), data=st.data())
-def test_micro_batches_partition_the_rows_equally_many_for_each_rank(
-    lengths: list[int], micro: int, ranks: int, data: st.DataObject,
+layouts = st.builds(Layout, st.sampled_from(["padded", "padding_free", "packed"]),
+                    st.integers(1, 4), st.integers(15, 40), st.booleans())
+
+
+def batches_of(examples: list[Tokens], layout: Layout, pad_id: int = 0, ranks: int = 1
+               ) -> list[tuple[MicroBatch, Batch]]:
+    parts = split_rows(np.array(list(map(len, examples))), layout, ranks)
+    return [(part, collate(examples.__getitem__, part, layout, pad_id)) for part in parts]
+
+
+@settings(max_examples=150)
+@given(made_examples(), layouts, st.integers(0, 3))
+def test_collated_tensors_hold_each_example_and_nothing_else(
+    examples: list[Tokens], layout: Layout, pad_id: int,
 ) -> None:
-    rows = np.array(data.draw(st.lists(st.integers(0, len(lengths) - 1), min_size=1, max_size=40)))
-    parts = split_rows(rows, np.array(lengths), micro, ranks)
-    assert len(parts) % ranks == 0
-    assert len(parts) - -(-len(rows) // micro) < ranks, "no more empty ones than needed"
-    assert all(len(part) <= micro for part in parts)
-    assert Counter(np.concatenate(parts).tolist()) == Counter(rows.tolist())
+    for part, batch in batches_of(examples, layout, pad_id):
+        width = max(sum(len(examples[i]) for i in row) for row in part.rows)
+        shape = (len(part.rows), width)
+        assert {tensor.shape for tensor in batch.inputs.values() if tensor is not None} == {shape}
+        expected = [[] for _ in part.rows]  # (token, position, label, weight), or the padding's
+        for j, row in enumerate(part.rows):
+            for i in row:
+                for n, token in enumerate(examples[i].ids.tolist()):
+                    trained = n > 0 and bool(examples[i].supervised[n])
+                    factor = 1.0 if examples[i].weights is None else float(examples[i].weights[n])
+                    expected[j].append((token, n, token if trained else IGNORED,
+                                        factor if trained else 0.0))
+            tokens = len(expected[j])
+            expected[j] += [(pad_id, n, IGNORED, 0.0) for n in range(width - tokens)]
+            if layout.batching == "padded":
+                assert batch.attention_mask is not None
+                assert batch.attention_mask[j].tolist() == [1] * tokens + [0] * (width - tokens)
+        columns = [[[entry[k] for entry in row] for row in expected] for k in range(4)]
+        assert batch.input_ids.tolist() == columns[0]
+        assert batch.labels.tolist() == columns[2]
+        if layout.batching == "padded":
+            assert batch.position_ids is None
+        else:
+            assert batch.attention_mask is None
+            assert batch.position_ids is not None
+            assert batch.position_ids.tolist() == columns[1]
+        if all(examples[i].weights is None for i in part.examples):
+            assert batch.weights is None
+        else:
+            assert batch.weights is not None
+            assert batch.weights.tolist() == columns[3]
+        assert batch.examples == part.examples
 
 
-@given(lengths=lengths_of_rows, micro=st.integers(1, 20))
-def test_rows_of_similar_length_share_a_micro_batch(lengths: list[int], micro: int) -> None:
-    parts = split_rows(np.arange(len(lengths)), np.array(lengths), micro, 1)
-    flat = [lengths[row] for part in parts for row in part]
-    assert flat == sorted(lengths)
-
-
-token_rows = st.lists(
-    st.lists(st.tuples(st.integers(1, 1000), st.booleans()), min_size=1, max_size=15),
-    min_size=1, max_size=6)
-
-
-@settings(max_examples=60)
-@given(token_rows, st.integers(0, 3))
-def test_collated_tensors_hold_each_row_and_nothing_else(
-    pairs: list[list[tuple[int, bool]]], pad_id: int,
+@given(made_examples(), layouts, st.integers(1, 4))
+def test_counts_do_not_depend_on_the_layout(
+    examples: list[Tokens], layout: Layout, ranks: int,
 ) -> None:
-    data = [Tokens(np.array([token for token, _ in row], dtype=np.int32),
-                   np.array([mask for _, mask in row])) for row in pairs]
-    batch = collate(data, np.arange(len(data)), pad_id)
-    width = max(map(len, pairs))
-    for tensor in (batch.input_ids, batch.attention_mask, batch.labels):
-        assert tensor.shape == (len(pairs), width)
-        assert tensor.dtype == torch.int64
-    for j, row in enumerate(pairs):
-        n = len(row)
-        assert batch.input_ids[j, :n].tolist() == [token for token, _ in row]
-        assert batch.input_ids[j, n:].eq(pad_id).all()
-        assert batch.attention_mask[j].tolist() == [1] * n + [0] * (width - n)
-        assert batch.labels[j, 0] == IGNORED, "the first token is never predicted"
-        assert batch.labels[j, 1:n].tolist() == [
-            token if mask else IGNORED for token, mask in row[1:]]
-        assert batch.labels[j, n:].eq(IGNORED).all()
-    assert batch.rows == tuple(range(len(pairs)))
-    assert batch.tokens == sum(map(len, pairs))
-    assert batch.supervised_tokens == sum(mask for row in pairs for _, mask in row[1:])
+    batches = [batch for _, batch in batches_of(examples, layout, ranks=ranks)]
+    assert sum(batch.tokens for batch in batches) == sum(map(len, examples))
+    assert sum(batch.supervised_tokens for batch in batches) == \
+        sum(example.supervised_tokens for example in examples)
+    assert sum(batch.loss_weight for batch in batches) == sum(
+        float(example.weights[1:].sum(dtype=np.float64)) if example.weights is not None
+        else example.supervised_tokens for example in examples)
+    assert sum(batch.computed_tokens for batch in batches) == \
+        sum(batch.input_ids.numel() for batch in batches)
 
 
-@given(token_rows, st.data())
-def test_rows_are_taken_by_number(
-    pairs: list[list[tuple[int, bool]]], data: st.DataObject,
-) -> None:
-    rows = [Tokens(np.array([token for token, _ in row], dtype=np.int32),
-                   np.ones(len(row), dtype=bool)) for row in pairs]
-    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=4))
-    batch = collate(rows, np.array(chosen), 0)
-    assert batch.rows == tuple(chosen)
-    for j, i in enumerate(chosen):
-        assert batch.input_ids[j, : len(pairs[i])].tolist() == rows[i].ids.tolist()
+def test_only_the_examples_of_a_micro_batch_are_read() -> None:
+    asked = []
+
+    def example(i: int) -> Tokens:
+        asked.append(i)
+        return Tokens(np.arange(i + 1, dtype=np.int32), np.ones(i + 1, dtype=bool))
+
+    part = MicroBatch(((3, 1), (2,)))
+    batch = collate(example, part, Layout("packed", 2, 8), 0)
+    assert sorted(asked) == [1, 2, 3]
+    assert batch.input_ids.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 0, 0, 0]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 0, 1, 2]]
 
 
-def test_an_empty_micro_batch_carries_no_loss_and_no_tokens() -> None:
-    batch = collate([], np.array([], dtype=np.int64), 7)
-    assert batch.supervised_tokens == 0
-    assert batch.tokens == 0
-    assert batch.rows == ()
-    assert batch.input_ids.shape == batch.labels.shape == batch.attention_mask.shape
+@pytest.mark.parametrize("batching", ["padded", "padding_free", "packed"])
+def test_an_empty_micro_batch_carries_no_loss_and_no_tokens(batching: str) -> None:
+    batch = collate([].__getitem__, MicroBatch(), Layout(batching, 2, 16), 7)
+    assert batch.input_ids.tolist() == [[7, 7]]
     assert batch.labels.eq(IGNORED).all()
+    assert (batch.supervised_tokens, batch.loss_weight, batch.tokens) == (0, 0, 0)
+    assert batch.examples == ()
+    assert (batch.attention_mask is None) == (batching != "padded")
+
+
+def test_a_moved_batch_is_the_same_batch() -> None:
+    example = Tokens(np.array([5, 6, 7], dtype=np.int32), np.array([False, True, True]),
+                     np.array([0, 1, 2], dtype=np.float32))
+    batch = collate([example].__getitem__, MicroBatch(((0,),)), Layout("padded", 1, 3), 0)
+    moved = batch.to(torch.device("meta"))
+    assert {t.device.type for t in moved.inputs.values() if t is not None} == {"meta"}
+    assert (moved.tokens, moved.examples, moved.position_ids) == (3, (0,), None)

@@ -19,9 +19,18 @@ WEIGHTS = 2e-5
 LOSS = 2e-6
 
 
-def losses(run: Path) -> list[float]:
+def steps(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line for line in lines if "loss" in line]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in steps(run)]
+
+
+def held_out_losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["held_out_loss"] for line in lines if "held_out_loss" in line]
 
 
 def lorafit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,6 +52,69 @@ def test_one_large_micro_batch_equals_many_small_ones(make_recipe, train):
         recipe = make_recipe(f"micro-{size}", training={"batch_size": 8, "micro_batch_size": size})
         train(recipe)
         runs.append(Path(recipe.output.dir))
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=LOSS)
+    assert largest_difference(adapter_tensors(runs[0]), adapter_tensors(runs[1])) < WEIGHTS
+
+
+@pytest.mark.parametrize("batching", ["padding_free", "packed"])
+def test_the_layout_of_a_step_changes_no_loss_and_no_weight(make_recipe, train, batching):
+    """Held-out losses too: they are computed in the same layout."""
+    runs = []
+    for layout in ("padded", batching):
+        recipe = make_recipe(layout, data={"max_length_tokens": 100}, training={
+            "batching": layout, "batch_size": 6, "micro_batch_size": 2})
+        train(recipe)
+        runs.append(Path(recipe.output.dir))
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=LOSS)
+    assert held_out_losses(runs[0]) == pytest.approx(held_out_losses(runs[1]), abs=LOSS)
+    assert largest_difference(adapter_tensors(runs[0]), adapter_tensors(runs[1])) < WEIGHTS
+    padded, packed = ([(line["tokens"], line["computed_tokens"]) for line in steps(run)]
+                      for run in runs)
+    assert [tokens for tokens, _ in padded] == [tokens for tokens, _ in packed]
+    assert all(computed > tokens for tokens, computed in padded)
+    if batching == "padding_free":
+        assert all(computed == tokens for tokens, computed in packed)
+
+
+def test_weights_of_messages_are_a_weighted_mean_over_the_whole_step(
+        make_recipe, train, chat_file, tmp_path):
+    """The same weight everywhere changes nothing; different ones do, alike in every layout."""
+    rows = [json.loads(line) for line in chat_file().read_text().splitlines()]
+
+    def curve(name: str, weight_of_row, **training) -> list[float]:
+        for n, row in enumerate(rows):
+            row["messages"][-1]["weight"] = weight_of_row(n)
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        recipe = make_recipe(name, data={"train": str(path), "max_length_tokens": 100},
+                             training={"batch_size": 6, "micro_batch_size": 2, **training})
+        train(recipe)
+        return losses(Path(recipe.output.dir))
+
+    plain = curve("plain", lambda n: None)
+    assert curve("all-halved", lambda n: 0.5) == pytest.approx(plain, abs=LOSS)
+    weighted = curve("weighted", lambda n: 0.25 * (1 + n % 3))
+    assert weighted != pytest.approx(plain, abs=1e-3)
+    for layout in ({"batching": "packed"}, {"micro_batch_size": 1}):
+        name = "-".join(map(str, layout.values()))
+        again = curve(name, lambda n: 0.25 * (1 + n % 3), **layout)
+        assert again == pytest.approx(weighted, abs=LOSS)
+
+
+def test_two_packed_ranks_equal_one(make_recipe, tmp_path):
+    """Three rows of one example: the second rank's last micro-batch is an empty one."""
+    runs = []
+    for ranks in (1, 2):
+        recipe = make_recipe(f"packed-{ranks}", data={"max_rows": 3, "max_length_tokens": 40},
+                             training={"steps": 2, "batch_size": 3, "micro_batch_size": 1,
+                                       "batching": "packed"})
+        done = lorafit("train", written(recipe, tmp_path / f"packed-{ranks}.yaml"),
+                       "--num-processes", str(ranks), OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+        runs.append(Path(recipe.output.dir))
+    empty = [two["computed_tokens"] - one["computed_tokens"]
+             for one, two in zip(*map(steps, runs), strict=True)]
+    assert empty == [2, 2]
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=LOSS)
     assert largest_difference(adapter_tensors(runs[0]), adapter_tensors(runs[1])) < WEIGHTS
 
@@ -167,9 +239,9 @@ def test_checkpointed_activations_change_nothing(make_recipe, train):
 def test_the_kept_adapter_is_the_best_checkpoint(make_recipe, train):
     """A rate that overshoots makes the loss jump; the run is ended where it just got worse."""
 
-    def overshoot(name: str, steps: int):
+    def overshoot(name: str, rate: float, steps: int):
         recipe = make_recipe(name, training={
-            "steps": steps, "learning_rate": 1.0, "max_grad_norm": None, "eval_every": 1,
+            "steps": steps, "learning_rate": rate, "max_grad_norm": None, "eval_every": 1,
             "checkpoint_every": 1})
         result = train(recipe)
         run = Path(recipe.output.dir)
@@ -178,9 +250,12 @@ def test_the_kept_adapter_is_the_best_checkpoint(make_recipe, train):
             for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
             if "held_out_loss" in line and line["step"] > 0}
 
-    _, _, evals = overshoot("long", 10)
-    worse = next(step for step in evals if step > 1 and evals[step] > evals[step - 1])
-    result, run, evals = overshoot("short", worse)
+    for rate in (1.0, 5.0, 20.0, 100.0):  # where it jumps depends on a machine's rounding
+        _, _, evals = overshoot(f"long-{rate}", rate, 10)
+        worse = next((n for n in evals if n > 1 and evals[n] > evals[n - 1]), 0)
+        if worse:
+            break
+    result, run, evals = overshoot("short", rate, worse)
     best = min(evals, key=evals.get)
     assert best < worse
     assert result.kept_step == best

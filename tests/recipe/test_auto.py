@@ -83,6 +83,25 @@ def test_attention_is_the_fastest_that_applies(
     assert auto.attention("auto", device, dtype, sdpa).value == chosen
 
 
+@pytest.mark.parametrize(("device", "attention", "chosen"), [
+    (GPU, "flash_attention_2", "padding_free"),
+    (GPU, "sdpa", "padded"),
+    (CPU, "sdpa", "padded"),
+    (CPU, "eager", "padded"),
+    (GPU, "flex_attention", "padded"),
+])
+def test_sequences_stand_end_to_end_where_attention_takes_them_so(
+    device: Device, attention: str, chosen: str,
+) -> None:
+    decision = auto.batching("auto", attention, device)
+    assert (decision.key, decision.value) == ("training.batching", chosen)
+    if chosen == "padding_free":
+        assert "not timed" in decision.reason
+    for setting in ("padded", "padding_free", "packed"):
+        decision = auto.batching(setting, attention, device)
+        assert (decision.value, decision.reason) == (setting, IN_RECIPE)
+
+
 @given(batch=st.integers(1, 512), ranks=st.integers(1, 8), longest=st.integers(1, 100_000),
        vocabulary=st.integers(256, 300_000), memory_bytes=st.integers(2**30, 2**38))
 def test_a_micro_batch_is_no_larger_than_the_ranks_share_nor_than_the_device_holds(

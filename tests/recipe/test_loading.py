@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from lorafit.errors import UserError
 from lorafit.recipe.loading import dump_recipe, load_recipe, replace
-from lorafit.recipe.schema import Recipe
+from lorafit.recipe.schema import Recipe, Source
 
 MINIMAL = "model: {base: tiny}\ndata: {train: rows.jsonl}\noutput: {dir: run}\n"
 
@@ -173,9 +173,64 @@ def test_a_union_says_once_what_it_would_accept(write: Write, line: str, what: s
 
 
 def test_a_wrong_kind_of_source_is_one_readable_problem(write: Write) -> None:
-    [problem] = problems(write("model: {base: tiny}\noutput: {dir: r}\ndata: {train: [a, b]}\n"))
-    assert problem.startswith("r.yaml:3: data.train: must be a string, or ")
-    assert "function-" not in problem
+    head = "model: {base: tiny}\noutput: {dir: r}\ndata:\n  train:\n"
+    [problem] = problems(write("model: {base: tiny}\noutput: {dir: r}\ndata: {train: 5}\n"))
+    assert problem.startswith("r.yaml:3: data.train: must be a string, not 5")
+    [problem] = problems(write(head + "  - a.jsonl\n  - 5\n"))
+    assert problem.startswith("r.yaml:6: data.train.1: must be a string, not 5")
+    found = problems(write(head + "  - a.jsonl\n  - {path: b, wieght: 2}\n"))
+    assert found == ["r.yaml:6: unknown key data.train.1.wieght\n"
+                     "    did you mean data.train.1.weight?"]
+    [problem] = problems(write(head + "  - {path: b, weight: 0}\n"))
+    assert problem.startswith("r.yaml:5: data.train.0.weight: must be greater than 0, not 0")
+    [problem] = problems(write("model: {base: tiny}\noutput: {dir: r}\ndata: {train: []}\n"))
+    assert "data.train: is empty" in problem
+
+
+def test_sources_may_be_a_list_and_relative_ones_are_found_beside_the_recipe(
+    write: Write, tmp_path: Path,
+) -> None:
+    folder = tmp_path / "elsewhere"
+    (folder / "parts").mkdir(parents=True)
+    (folder / "a.jsonl").touch()
+    (folder / "parts" / "b.jsonl").touch()
+    path = folder / "r.yaml"
+    path.write_text("model: {base: tiny}\noutput: {dir: r}\ndata:\n  train:\n  - a.jsonl\n"
+                    "  - {path: parts/*.jsonl, weight: 0.5}\n  - none/*.jsonl\n"
+                    "  chat_template: '{{ messages }}'\n", encoding="utf-8")
+    data = load_recipe(path).data
+    assert isinstance(data.train, list)
+    assert data.train[0] == str(folder / "a.jsonl")
+    assert data.train[1] == Source(path=str(folder / "parts" / "*.jsonl"), weight=0.5)
+    assert data.train[2] == "none/*.jsonl"
+    assert data.chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize(("lines", "words"), [
+    ("data: {train: a.jsonl, streaming: true}", "needs training.steps"),
+    ("data: {train: a, streaming: true, eval_fraction: 0.1}\ntraining: {steps: 1}",
+     "cannot be combined with streaming"),
+    ("data: {train: a, streaming: true, max_rows: 5}\ntraining: {steps: 1}",
+     "cannot be combined with streaming"),
+])
+def test_streaming_says_what_it_cannot_do(write: Write, lines: str, words: str) -> None:
+    [problem] = problems(write(f"model: {{base: tiny}}\noutput: {{dir: r}}\n{lines}\n"))
+    assert words in problem
+
+
+def test_half_a_character_is_refused_with_its_line(write: Write) -> None:
+    """No tokenizer and no file takes it."""
+    found = problems(write('model: {base: tiny}\noutput: {dir: r}\ndata:\n  train: a\n'
+                           '  system: "cut \\ud83d"\n'))
+    assert len(found) == 1
+    assert ":5: half of a character" in found[0]
+
+
+@pytest.mark.parametrize("held_out", ["{path: b, weight: 2}", "[c, {path: b, weight: 0.5}]"])
+def test_a_weight_of_held_out_rows_is_refused(write: Write, held_out: str) -> None:
+    [problem] = problems(write("model: {base: tiny}\noutput: {dir: r}\n"
+                               f"data: {{train: a, eval: {held_out}}}\n"))
+    assert "a weight has no effect in data.eval" in problem
 
 
 @pytest.mark.parametrize(("lines", "words"), [
@@ -374,10 +429,13 @@ sections = {
         "modules_to_save": st.lists(words | awkward), "rslora": st.booleans(),
         "init": st.sampled_from(["default", "gaussian", "pissa_niter_4"]),
     }),
-    "data": st.fixed_dictionaries({"train": source}, optional={
-        "eval": source, "system": words | awkward, "max_length_tokens": whole,
+    "data": st.fixed_dictionaries({"train": source | st.lists(source, min_size=1)}, optional={
+        "eval": source, "system": words | awkward, "max_length_tokens": st.integers(2, 10**6),
         "columns": st.fixed_dictionaries({}, optional={"prompt": words | awkward}),
-        "on_long": st.sampled_from(["error", "drop", "truncate"]), "eval_fraction": fraction,
+        "on_long": st.sampled_from(["error", "drop", "truncate", "split"]),
+        "eval_fraction": fraction, "chat_template": awkward | st.just("{% if a %}\n  {{ b }}"),
+        "checks": st.fixed_dictionaries({}, optional={
+            "duplicates": st.sampled_from(["drop", "allow"]), "unusable": st.just("drop")}),
     }),
     "training": st.fixed_dictionaries({}, optional={
         "epochs": positive, "batch_size": whole, "learning_rate": positive | st.just("auto"),

@@ -1,48 +1,31 @@
-"""Conversations: a list of messages with `role` and `content`."""
+"""OpenAI's conversations: a list of messages with `role` and `content`."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from lorafit.data import examples
-from lorafit.data.examples import BadRow, Conversation, Message, text_of
+from lorafit.data.examples import BadRow, Conversation
+from lorafit.data.formats.conversation import conversation
+from lorafit.data.formats.messages import read_messages
+from lorafit.data.formats.turns import spelling_in, turns_in
 
 NAME = "chat"
-ROLES = {"messages": ("messages", "conversation", "conversations")}
-REQUIRED = ("messages",)
+ROLES = {"messages": ("messages", "conversation", "conversations"),
+         "system": ("system", "system_prompt"), "tools": ("tools", "functions")}
+REQUIRED = (("messages",),)
+
+
+def recognise(fields: Mapping[str, Any], mapping: Mapping[str, str]) -> str | None:
+    """What the row has, where its messages are written with role and content."""
+    column = mapping["messages"]
+    how = spelling_in(fields, column)
+    return f"{column} with {how}" if how == "role/content" else None
 
 
 def convert(fields: Mapping[str, Any], mapping: Mapping[str, str]) -> Conversation:
     """A row with a list of messages; BadRow when no assistant speaks or a message is malformed."""
     column = mapping["messages"]
-    if column not in fields:
-        raise BadRow(f"the row lacks the column {column}", "add it, or correct data.columns")
-    turns = fields[column]
-    if not isinstance(turns, list) or not turns:
-        raise BadRow(f"{column} is no list of messages", 'write [{"role": …, "content": …}, …]')
-    messages = [_message(turn, number) for number, turn in enumerate(turns, 1)]
-    system = text_of(fields, mapping["system"], optional=True) if "system" in mapping else ""
-    if system and messages[0].role != "system":
-        messages.insert(0, Message("system", system))
-    answers = [message for message in messages if message.role == "assistant"]
-    if not answers:
-        raise BadRow("no message is the assistant's, so the row would train nothing",
-                     "remove the row")
-    if not any(answer.content.strip() for answer in answers):
-        raise BadRow("the assistant says nothing, so the row would train nothing",
-                     "remove the row")
-    return Conversation(tuple(messages))
-
-
-def _message(turn: Any, number: int) -> Message:
-    if not isinstance(turn, dict):
-        raise BadRow(f"message {number} is {type(turn).__name__}, not an object",
-                     'write {"role": …, "content": …}')
-    for key in ("role", "content"):
-        if not isinstance(turn.get(key), str):
-            raise BadRow(f"message {number} has no text in `{key}`",
-                         'write {"role": …, "content": …}')
-    examples.refuse_broken_text(turn["content"], f"message {number}")
-    if turn["role"] not in examples.ROLES:
-        raise BadRow(f"message {number} has the role {turn['role']!r}",
-                     f"use one of {', '.join(examples.ROLES)}")
-    return Message(turn["role"], turn["content"])
+    turns = turns_in(fields, column)
+    if spelling_in(fields, column) == "from/value":
+        raise BadRow(f"{column} has turns with from/value, not role/content",
+                     "set data.format to sharegpt")
+    return conversation(read_messages(turns), fields, mapping)

@@ -7,7 +7,13 @@ from lorafit.data.examples import Passage, answer_of
 
 NAME = "text"
 ROLES = {"text": ("text", "content")}
-REQUIRED = ("text",)
+REQUIRED = (("text",),)
+
+
+def recognise(fields: Mapping[str, Any], mapping: Mapping[str, str]) -> str | None:
+    """What the row has, where it is text."""
+    column = mapping["text"]
+    return column if isinstance(fields.get(column), str) else None
 
 
 def convert(fields: Mapping[str, Any], mapping: Mapping[str, str]) -> Passage:
