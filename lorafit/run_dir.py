@@ -70,7 +70,7 @@ class RunDir:
 
     @property
     def initial_adapter(self) -> Path:
-        """Starting values of A and B, kept when the initialisation altered the base weights."""
+        """Starting values of A and B, kept where they were computed from the base or the data."""
         return self.path / "initial_adapter"
 
     @property

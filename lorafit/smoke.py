@@ -15,6 +15,7 @@ import torch
 from lorafit.data.reading import sources_of
 from lorafit.errors import UserError
 from lorafit.model.base import TINY, is_hub_id, load_config, load_tokenizer, quiet_libraries
+from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.loading import replace
 from lorafit.recipe.schema import Data, Recipe
 
@@ -45,15 +46,10 @@ def smoke_recipe(recipe: Recipe, folder: Path, hub_reachable: bool) -> Recipe:
     data = _few_rows(recipe.data, folder, hub_reachable)
     base = folder / "base"
     _write_base(recipe, base, hub_reachable)
-    layers = recipe.adapter.layers
-    if isinstance(layers, str):
-        layers = "last:1"
-    elif layers is not None:
-        layers = sorted({min(layer, 1) for layer in layers})
     return replace(
         recipe,
         model={"base": str(base), "revision": None, "trust_remote_code": False},
-        adapter={"layers": layers},
+        adapter=_shrunken_adapter(recipe.adapter),
         data=data,
         training={
             "epochs": None, "steps": STEPS, "batch_size": min(4, recipe.training.batch_size),
@@ -64,6 +60,31 @@ def smoke_recipe(recipe: Recipe, folder: Path, hub_reachable: bool) -> Recipe:
         },
         output={"dir": str(folder / "run")},
     )
+
+
+def _shrunken_adapter(section: Adapter) -> dict[str, Any]:
+    """Changes to the adapter section: layers that are there, ranks that fit them.
+
+    The narrowest layer is 32 wide; ranks shrink together with their alphas, so scales stay.
+    """
+    changes: dict[str, Any] = {}
+    if isinstance(section.layers, str):
+        changes["layers"] = "last:1"
+    elif section.layers is not None:
+        changes["layers"] = sorted({min(layer, 1) for layer in section.layers})
+    largest = max([section.rank or 0, *section.rank_pattern.values()])
+    if largest > 32:
+        def scaled(value: float) -> float:
+            return value * 32 / largest
+        if section.rank is not None:
+            changes["rank"] = max(1, round(scaled(section.rank)))
+        if section.alpha is not None:
+            changes["alpha"] = scaled(section.alpha)
+        changes["rank_pattern"] = {key: max(1, round(scaled(rank)))
+                                   for key, rank in section.rank_pattern.items()}
+        changes["alpha_pattern"] = {key: scaled(alpha)
+                                    for key, alpha in section.alpha_pattern.items()}
+    return changes
 
 
 def _write_base(recipe: Recipe, target: Path, hub_reachable: bool) -> None:
@@ -111,12 +132,17 @@ def shrink(config: Any, tokenizer: Any) -> None:
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
         "moe_intermediate_size": 32, "num_experts": 4, "num_local_experts": 4,
         "n_routed_experts": 4, "num_experts_per_tok": 2, "query_pre_attn_scalar": 16,
+        "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+        "shared_expert_intermediate_size": 32, "q_lora_rank": 32, "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "qk_head_dim": 32, "v_head_dim": 16,
         "hidden_size_per_layer_input": 16, "vocab_size": len(tokenizer),
         "max_position_embeddings": 2048, "original_max_position_embeddings": 2048,
     }
     for key, value in small.items():
         if getattr(text, key, None) is not None:
             setattr(text, key, value)
+    if getattr(text, "kv_lora_rank", None):  # latent attention has keys for every head
+        text.num_key_value_heads = text.num_attention_heads
     if getattr(text, "layer_types", None):
         kinds = list(dict.fromkeys(text.layer_types))
         text.layer_types = [*kinds, *kinds][:2]

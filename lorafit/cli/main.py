@@ -32,6 +32,9 @@ Base = Annotated[str | None, typer.Option(
     help="Base model to use in place of the one that the adapter names.", show_default=False)]
 Output = Annotated[Path | None, typer.Option(
     "--output", "-o", help="Directory to write; it must not exist yet.", show_default=False)]
+Json = Annotated[Path | None, typer.Option(
+    "--json", metavar="FILE", show_default=False,
+    help="Write the figures as JSON instead; - for the standard output.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -74,6 +77,29 @@ def check(recipe_path: RecipePath, overrides: Overrides = None) -> None:
     from lorafit.cli import verbs
 
     verbs.check(recipe_path, overrides or [])
+
+
+@app.command()
+def targets(
+    model: Annotated[str, typer.Argument(
+        metavar="MODEL|RECIPE", show_default=False,
+        help="A model directory, a hub id, tiny, or a recipe.")],
+    recipe_path: Annotated[Path | None, typer.Option(
+        "--recipe", show_default=False,
+        help="Show what this recipe's adapter section would adapt of MODEL.")] = None,
+    overrides: Overrides = None,
+    rank: Annotated[int | None, typer.Option(
+        min=1, show_default=False,
+        help="Rank that costs are given for; the recipe's, or 16, if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """List a model's layers, what LoRA on each costs, and what a recipe adapts of them.
+
+    Loads no weights. Also prints target_modules lines for a recipe.
+    """
+    from lorafit.cli import verbs
+
+    verbs.targets(model, recipe_path, overrides or [], rank, as_json)
 
 
 @app.command()
@@ -187,6 +213,65 @@ def export_adapter(trained: Trained, output: Output = None, base: Base = None) -
     from lorafit.cli import verbs
 
     verbs.export_adapter(trained, output, base)
+
+
+@app.command()
+def inspect(
+    trained: Trained,
+    every_layer: Annotated[bool, typer.Option(
+        "--layers", help="A line for each layer, not for each kind of layer.")] = False,
+    shrink: Annotated[float | None, typer.Option(
+        metavar="SHARE", show_default=False,
+        help="Write an adapter whose ranks are the smallest that keep this share of each layer's "
+        "energy ‖ΔW‖², for example 0.99.")] = None,
+    rank: Annotated[int | None, typer.Option(
+        min=1, show_default=False,
+        help="Write an adapter cut to this rank, for a server's limit.")] = None,
+    compare: Annotated[Path | None, typer.Option(
+        metavar="RUN|ADAPTER", show_default=False,
+        help="Compare with another adapter of the same base.")] = None,
+    output: Output = None,
+    base: Base = None,
+    json_to: Json = None,
+) -> None:
+    """Show what an adapter changes in each layer: how much, in how many directions, what is dead.
+
+    With --shrink or --rank writes a smaller adapter and measures what it loses; with --compare
+    shows how alike two adapters are.
+    """
+    from lorafit.cli import verbs
+
+    verbs.inspect(trained, base, every_layer=every_layer, share=shrink, rank=rank, other=compare,
+                  output=output, json_to=json_to)
+
+
+@app.command()
+def combine(
+    trained: Annotated[list[Path], typer.Argument(
+        metavar="RUN|ADAPTER...", show_default=False, help="Two or more adapters of one base.")],
+    output: Annotated[Path, typer.Option(
+        "--output", "-o", help="Directory to write; it must not exist yet.", show_default=False)],
+    how: Annotated[str, typer.Option(
+        help="linear, cat, svd, ties, dare_linear, dare_ties or magnitude_prune.")] = "linear",
+    weights: Annotated[str | None, typer.Option(
+        metavar="W,W,…", show_default=False,
+        help="A factor for each adapter; equal ones that add up to 1 if left out.")] = None,
+    density: Annotated[float | None, typer.Option(
+        show_default=False,
+        help="Share of entries that ties, dare_… and magnitude_prune keep; 0.5 if left out.",
+    )] = None,
+    rank: Annotated[int | None, typer.Option(
+        min=1, show_default=False,
+        help="Largest rank of the result; that of the inputs, or all there is for linear, if left "
+        "out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what dare_… drops.")] = 0,
+    base: Base = None,
+    json_to: Json = None,
+) -> None:
+    """Make one adapter of several of the same base, and measure the loss of each and of it."""
+    from lorafit.cli import verbs
+
+    verbs.combine(trained, output, how, weights, density, rank, seed, base, json_to)
 
 
 @app.command()

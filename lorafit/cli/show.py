@@ -30,6 +30,8 @@ def record(recipe: Recipe, record: Any) -> None:
     share = 100 * facts.trainable_parameters / facts.total_parameters
     console.print(f"trained   {facts.trainable_parameters:,} of {facts.total_parameters:,} "
                   f"parameters ({share:.4g} %)")
+    for remark in record.remarks:
+        console.print(f"{'':<9} {remark}", markup=False)
     for name, report in (("rows", record.train), ("held out", record.held_out)):
         if report is not None:
             console.print(f"{name:<9} {_data_line(report)}", markup=False)
@@ -75,7 +77,12 @@ def finished(recipe: Recipe, result: Any) -> None:
     verbs = [f"lorafit generate {run} --prompt '…'"]
     if progress_.first_eval_loss is not None:
         verbs.append(f"lorafit eval {run}")
-    next_commands([*verbs, f"lorafit merge {run}", f"lorafit export-adapter {run}"])
+    row = recipe.adapter.row
+    if row.merges:
+        verbs.append(f"lorafit merge {run}")
+    if row.where != "weights":  # full fine-tuning leaves a model, no adapter
+        verbs.append(f"lorafit export-adapter {run}")
+    next_commands(verbs)
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,13 @@ def exported(result: Any) -> None:
     """Where the exported adapter is and what was checked."""
     console.print(f"exported  {result.directory} ({result.size_bytes / 1e6:.2f} MB)",
                   markup=False)
-    console.print(f"checked   loaded by plain peft: logits of {result.agreement.positions} "
-                  "positions are bit-equal")
+    found = "are bit-equal"
+    if not result.agreement.bit_equal:
+        found = f"differ by rounding ({result.agreement.relative_rms:.0e} of their norm)"
+    console.print(f"checked   loaded by {result.loaded_by}: logits of "
+                  f"{result.agreement.positions} positions {found}")
+    if result.remark:
+        console.print(f"form      {result.remark}")
 
 
 def cache(directory: str, entries: list[Any]) -> None:
@@ -222,14 +234,19 @@ def _remarks(report: dict[str, Any]) -> list[str]:
 
 def _kinds(facts: Any) -> Table:
     table = Table(title="adapted layers", title_justify="left")
-    for heading in ("kind", "layers", "out × in", "rank", "alpha", "scale", "parameters"):
+    for heading in ("kind", "layers", "shape", "rank", "alpha", "scale", "parameters"):
         table.add_column(heading, justify="left" if heading == "kind" else "right")
     for kind in facts.kinds:
-        table.add_row(kind.kind, str(kind.layers), kind.shape, str(kind.rank), f"{kind.alpha:g}",
-                      f"{kind.scale:.4g}", f"{kind.parameters:,}")
+        table.add_row(kind.kind, str(kind.layers), kind.shape, _given(kind.rank),
+                      _given(kind.alpha), _given(kind.scale), f"{kind.parameters:,}")
     for name, parameters in facts.fully_trained.items():
         table.add_row(f"{name} (in full)", "1", "", "", "", "", f"{parameters:,}")
     return table
+
+
+def _given(value: float | None) -> str:
+    """A number, or nothing for what the method does not have."""
+    return "" if value is None else f"{value:.4g}"
 
 
 def _decisions(decisions: list[Any]) -> Table:

@@ -1,9 +1,11 @@
 """What each verb does: the rooms in order, and what a person is shown."""
 
 import json
+import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from lorafit import libraries
@@ -12,6 +14,7 @@ from lorafit.data.reading import Given, check_source, shape_of, sources_of
 from lorafit.data.sources import Location
 from lorafit.errors import UserError
 from lorafit.launch import is_main_rank, launch, started_by_a_launcher
+from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Data, Model, Recipe
 from lorafit.recipe.starter import starter_recipe
@@ -51,21 +54,61 @@ def check(recipe_path: Path, overrides: list[str]) -> None:
     recipe = load_recipe(recipe_path, overrides)
     _check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True)
     _settle(recipe)
-    from lorafit.model.adapter import add_adapter, describe
+    from lorafit.model.adapters.add import add_adapter
+    from lorafit.model.adapters.facts import describe
     from lorafit.model.base import meta_model
     from lorafit.train.display import make_display
     from lorafit.train.run import Record, prepare
 
     prepared = prepare(recipe, ranks=1, watch=make_display(True).rows_tokenised)
     model = meta_model(prepared.config, trust_remote_code=recipe.model.trust_remote_code)
-    adapter = recipe.adapter.model_copy(update={"init": "default"})  # no weights to start from
-    adapted = add_adapter(model, adapter, recipe.training.seed, recipe.model.base)
+    adapted = add_adapter(model, recipe.adapter, recipe.training.seed, recipe.model.base)
     show.record(recipe, Record(
         prepared.decisions, describe(adapted), prepared.train.as_dict(),
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
-        str(prepared.device), 1, [], None,
+        str(prepared.device), 1, [], None, remarks=prepared.remarks,
     ))
     print(f"{recipe_path}: the recipe is fine")
+
+
+def targets(name: str, recipe_path: Path | None, overrides: list[str], rank: int | None,
+            as_json: bool) -> None:
+    model, adapter = _model_and_adapter(name, recipe_path, overrides, rank)
+    libraries.settle(_on_hub(model))
+    from lorafit.cli import show_targets
+    from lorafit.model.base import load_config, meta_model
+    from lorafit.model.survey import survey
+
+    shapes = meta_model(load_config(model), trust_remote_code=model.trust_remote_code)
+    found = survey(shapes, adapter, rank or adapter.rank or 16, model.quantization)
+    (show_targets.as_json if as_json else show_targets.targets)(model.base, found)
+
+
+def _model_and_adapter(name: str, recipe_path: Path | None, overrides: list[str],
+                       rank: int | None) -> tuple[Model, Adapter]:
+    """What `targets` looks at: a recipe's sections, or a model and the default adapter."""
+    is_recipe = name.endswith((".yaml", ".yml"))
+    if is_recipe and recipe_path is not None:
+        raise UserError("names a second recipe", f"--recipe {recipe_path}",
+                        "give a model and a recipe, or one recipe")
+    if is_recipe or recipe_path is not None:
+        if rank is not None:
+            overrides = [*overrides, f"adapter.rank={rank}"]
+        recipe = load_recipe(recipe_path or Path(name), overrides)
+        return (recipe.model if is_recipe else Model(base=_model_name(name))), recipe.adapter
+    if overrides:
+        raise UserError("there is no recipe to override", f"--set {overrides[0]}",
+                        "name one with --recipe, or use --rank")
+    return Model(base=_model_name(name)), Adapter(rank=rank or 16)
+
+
+def _model_name(name: str) -> str:
+    if not name.strip() or "\0" in name or len(name) > 255:
+        raise UserError("is no name of a model", name[:40] or "MODEL",
+                        "name a model directory, a hub id, or tiny")
+    if name.startswith((".", "/", "~")) and not Path(os.path.expanduser(name)).exists():
+        raise UserError("no such model", name, "name a model directory, a hub id, or tiny")
+    return name
 
 
 def preview(recipe_path: Path, overrides: list[str], rows: int | None, places: list[str],
@@ -137,29 +180,25 @@ def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_t
     from lorafit.data.chat import Renderer
     from lorafit.data.examples import Exchange
     from lorafit.data.pipeline import make_renderer
-    from lorafit.model.adapter import load_adapter
-    from lorafit.model.base import load_base
-    from lorafit.model.device import find_device
+    from lorafit.model.adapters.files import load_adapter
+    from lorafit.model.base import load_for_inference
     from lorafit.model.generate import Sampling, answer
     from lorafit.model.trained import open_adapter
-    from lorafit.recipe import auto
 
     source = open_adapter(trained, base)
     tokenizer = source.tokenizer()
     data = source.data
     renderer = make_renderer(data, tokenizer) if data else Renderer(
         tokenizer, template=None, render="auto", system=None)
-    device, facts = find_device()
-    dtype = auto.dtype(source.model.dtype, facts).value
-    model = load_adapter(load_base(source.model, dtype, "sdpa", device), source.directory)
+    model = load_for_inference(source.model)
     text, _ = renderer.prompt(Exchange(prompt, "-"))
     sampling = Sampling(max_new_tokens, temperature, top_p, seed)
     is_chat = renderer.exchanges_as_chat
     answers = {}
     if which in ("base", "both"):
-        with model.disable_adapter():
-            answers["base"] = answer(model, tokenizer, [text], sampling, is_chat=is_chat)[0]
+        answers["base"] = answer(model, tokenizer, [text], sampling, is_chat=is_chat)[0]
     if which in ("adapter", "both"):
+        model = load_adapter(model, source.directory)
         answers["adapter"] = answer(model, tokenizer, [text], sampling, is_chat=is_chat)[0]
     show.answers(answers)
 
@@ -193,6 +232,87 @@ def export_adapter(trained: Path, output: Path | None, base: str | None) -> None
     from lorafit.model.trained import open_adapter
 
     show.exported(run_export(open_adapter(trained, base), target))
+
+
+def inspect(trained: Path, base: str | None, *, every_layer: bool, share: float | None,
+            rank: int | None, other: Path | None, output: Path | None,
+            json_to: Path | None) -> None:
+    cuts = share is not None or rank is not None
+    if share is not None and rank is not None:
+        raise UserError("--shrink and --rank exclude each other", "--rank",
+                        "leave one of them out")
+    if cuts and other is not None:
+        raise UserError("--compare writes no adapter", "--compare",
+                        "leave it out, or leave out --shrink and --rank")
+    if output is not None and not cuts:
+        raise UserError("nothing is written without --shrink or --rank", "--output",
+                        "add --shrink 0.99, or leave it out")
+    target = output or trained / "shrunk"
+    if cuts:
+        refuse_existing(target, "choose another directory with --output")
+    _refuse_taken_json(json_to)
+    _settle_for(trained, base)
+    from lorafit.cli import show_inspect
+    from lorafit.export.delta.compare import compare_adapters
+    from lorafit.export.delta.inspection import inspect_adapter
+    from lorafit.export.delta.shrink import shrink
+    from lorafit.model.trained import open_adapter
+
+    source = open_adapter(trained, base)
+    if cuts:
+        result = shrink(source, target, share=share, rank=rank, say=_progress_beside(json_to))
+        show_inspect.either(json_to, result, show_inspect.shrunk)
+    elif other is not None:
+        pair = compare_adapters(source, open_adapter(other, base))
+        show_inspect.either(json_to, pair, show_inspect.comparison)
+    else:
+        seen = inspect_adapter(source)
+        show_inspect.either(json_to, seen, lambda it: show_inspect.inspection(it, every_layer))
+
+
+def combine(trained: list[Path], output: Path, how: str, weights: str | None,
+            density: float | None, rank: int | None, seed: int, base: str | None,
+            json_to: Path | None) -> None:
+    refuse_existing(output, "choose another directory with --output")
+    _refuse_taken_json(json_to)
+    _settle_for(trained[0], base)
+    from lorafit.cli import show_inspect
+    from lorafit.export.delta.combine import combination
+    from lorafit.export.delta.combine import combine as run_combine
+    from lorafit.model.trained import open_adapter
+
+    wanted = combination(how, _numbers(weights), density, rank, seed, len(trained))
+    sources = [open_adapter(path, base) for path in trained]
+    result = run_combine(sources, output, wanted, _progress_beside(json_to))
+    show_inspect.either(json_to, result, show_inspect.combined)
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    """The factors of `--weights`. UserError for what is no list of numbers."""
+    if text is None:
+        return None
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{text!r} is no list of numbers", "--weights",
+                        "for example --weights 0.7,0.3")
+    return numbers
+
+
+def _refuse_taken_json(target: Path | None) -> None:
+    if target is None or str(target) == "-":
+        return
+    refuse_existing(target, "choose another file with --json")
+    if not target.absolute().parent.is_dir():
+        raise UserError("no such directory", str(target.parent),
+                        "make it, or choose another file with --json")
+
+
+def _progress_beside(json_to: Path | None) -> Callable[[str], None]:
+    """Progress on the terminal, unless the standard output is a script's."""
+    return (lambda text: None) if str(json_to) == "-" else show.progress
 
 
 def cache(prefixes: list[str], delete_all: bool, unused_days: float | None) -> None:
@@ -240,9 +360,14 @@ def _smoke(recipe: Recipe, started_s: float) -> None:
         small = smoke_recipe(recipe, Path(folder), reachable)
         _train_here(small, False, started_s)
         source = open_adapter(Path(small.output.dir))
-        show.merged(run_merge(source, Path(folder) / "merged"))
-        show.exported(run_export(source, Path(folder) / "exported"))
-    print("smoke test passed: training, merge and export run; nothing was kept")
+        ran = ["training"]
+        if small.adapter.row.merges:
+            show.merged(run_merge(source, Path(folder) / "merged"))
+            ran.append("merge")
+        if small.adapter.row.where != "weights":  # full fine-tuning leaves a model, no adapter
+            show.exported(run_export(source, Path(folder) / "exported"))
+            ran.append("export")
+    print(f"smoke test passed: {', '.join(ran)}; nothing was kept")
 
 
 def _check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:

@@ -12,13 +12,11 @@ from lorafit.data.dataset import TokenisedData, read_data, read_held_out, ready
 from lorafit.data.packing import Layout, split_rows
 from lorafit.data.pipeline import make_renderer
 from lorafit.errors import UserError
-from lorafit.model.adapter import load_adapter
-from lorafit.model.base import load_base
-from lorafit.model.device import find_device
+from lorafit.model.adapters.files import load_adapter
+from lorafit.model.base import load_for_inference
 from lorafit.model.generate import Sampling, answer
 from lorafit.model.loss import summed_cross_entropy
 from lorafit.model.trained import AdapterSource
-from lorafit.recipe import auto
 from lorafit.recipe.schema import Data
 from lorafit.run_dir import write_json
 
@@ -67,23 +65,17 @@ def evaluate(source: AdapterSource, max_rows: int | None, max_new_tokens: int,
                         "train with data.eval or data.eval_fraction")
     rows = held_out.selection.first_pieces()[:max_rows]  # a row that was split is asked once
     examples = held_out.examples(rows.tolist())
-    device, facts = find_device()
-    model = load_adapter(
-        load_base(source.model, auto.dtype(source.model.dtype, facts).value,
-                  "eager" if source.model.attention == "eager" else "sdpa", device),
-        source.directory,
-    )
+    model = load_for_inference(source.model)
     renderer = make_renderer(data, tokenizer)
     asked = [renderer.prompt(example) for example in examples]
     scores, replies = [], []
-    for is_base in (True, False):
-        name = "base" if is_base else "adapter"
+    for name in ("base", "adapter"):
         say(f"{name}: answering {len(asked)} held-out prompts")
-        with _maybe_without_adapter(model, is_base):
-            replies.append(answer(model, tokenizer, [prompt for prompt, _ in asked],
-                                  Sampling(max_new_tokens),
-                                  is_chat=_is_chat(renderer, examples[0])))
-            loss = _loss(model, held_out, rows, tokenizer.pad_token_id or 0, device)
+        if name == "adapter":
+            model = load_adapter(model, source.directory)
+        replies.append(answer(model, tokenizer, [prompt for prompt, _ in asked],
+                              Sampling(max_new_tokens), is_chat=_is_chat(renderer, examples[0])))
+        loss = _loss(model, held_out, rows, tokenizer.pad_token_id or 0)
         correct = sum(reply.strip() == wanted.strip()
                       for reply, (_, wanted) in zip(replies[-1], asked, strict=True))
         scores.append(Score(correct, len(asked), loss))
@@ -103,15 +95,14 @@ def _held_out(data: Data, seed: int, tokenizer: Any) -> TokenisedData | None:
     return None if checked is None else ready(checked, data)
 
 
-def _loss(model: Any, data: TokenisedData, rows: np.ndarray, pad_id: int,
-          device: torch.device) -> float:
+def _loss(model: Any, data: TokenisedData, rows: np.ndarray, pad_id: int) -> float:
     """Mean loss of the rows, in nats per supervised token."""
     total = weight = 0.0
     layout = Layout("padded", 16, 0)
     with torch.inference_mode():
         for part in split_rows(data.lengths[rows], layout, ranks=1):
             batch = collate(lambda i: data.tokens(int(rows[i])), part, layout, pad_id)
-            total += float(summed_cross_entropy(model, **batch.to(device).inputs))
+            total += float(summed_cross_entropy(model, **batch.to(model.device).inputs))
             weight += batch.loss_weight
     return total / (weight or 1.0)
 
@@ -126,9 +117,3 @@ def _question(example: Any) -> str:
 def _is_chat(renderer: Any, example: Any) -> bool:
     return hasattr(example, "messages") or (hasattr(example, "prompt")
                                             and renderer.exchanges_as_chat)
-
-
-def _maybe_without_adapter(model: Any, off: bool) -> Any:
-    from contextlib import nullcontext
-
-    return model.disable_adapter() if off else nullcontext()

@@ -19,14 +19,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lorafit.errors import UserError, VerificationError
+from lorafit.export.full_base import on_full_base
+from lorafit.export.own import ColumnUpdate, column_updates, trained_weights
 from lorafit.export.verify import Agreement, compare, using
-from lorafit.model.adapter import WEIGHTS, load_adapter
-from lorafit.model.base import TORCH_DTYPES, load_base, resolve_base
+from lorafit.model.adapters.files import WEIGHTS, load_adapter, method_of
+from lorafit.model.base import TORCH_DTYPES, load_base, load_config, resolve_base
+from lorafit.model.stored import stored_as
 from lorafit.model.trained import AdapterSource, full_precision
+from lorafit.model.weight_files import INDEX, SINGLE
+from lorafit.model.weight_files import weight_shards as weight_shards
+from lorafit.recipe.methods import METHODS
+from lorafit.recipe.schema import Model
 from lorafit.run_dir import committed_directory, refuse_existing, write_json
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 # ‖Δlogits‖ / ‖logits‖ above which a merge counts as failed. Merging rounds every weight once to
 # the dtype of the base: half a unit in the last place is 2⁻⁹ in bfloat16, 2⁻¹² in float16.
@@ -38,6 +42,7 @@ class Update:
     """The low-rank change of one weight: `scale`·B·A, with DoRA's magnitude where there is one.
 
     a: (r, in), b: (out, r), magnitude: (out,) or None. `embedding`: the weight is (in, out).
+    is_transposed: linear layers are stored as (in, out), which a square weight does not show.
     """
 
     a: torch.Tensor
@@ -45,11 +50,13 @@ class Update:
     scale: float
     magnitude: torch.Tensor | None = None
     embedding: bool = False
+    is_transposed: bool = False
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """The merged weight in float32."""
         delta = self.scale * (self.b.float() @ self.a.float())
-        if self.embedding or (weight.shape != delta.shape and weight.shape == delta.T.shape):
+        fits, fits_turned = weight.shape == delta.shape, weight.shape == delta.T.shape
+        if self.embedding or (fits_turned and (self.is_transposed or not fits)):
             delta = delta.T
         merged = weight.float() + delta
         if self.magnitude is not None:
@@ -67,7 +74,7 @@ class MergePlan:
     cannot be streamed, empty when they can.
     """
 
-    updates: dict[str, Update] = field(default_factory=dict)
+    updates: dict[str, Update | ColumnUpdate] = field(default_factory=dict)
     replacements: dict[str, torch.Tensor] = field(default_factory=dict)
     added: dict[str, torch.Tensor] = field(default_factory=dict)
     untie: bool = False
@@ -91,9 +98,24 @@ def merge(source: AdapterSource, output: Path, dtype: str | None = None,
     """Write base + adapter as a full-precision model that transformers loads, and check it.
 
     `dtype` converts the weights; otherwise they stay as they are on disk. VerificationError when
-    the merged model does not compute what base + adapter does.
+    the merged model does not compute what base + adapter does. An adapter that is valid on a
+    quantised base only is converted first.
     """
     refuse_existing(output, "choose another directory with --output")
+    row = METHODS.get(method_of(source.config))
+    if row is not None and not row.merges:
+        raise UserError(
+            f"{method_of(source.config)} cannot be merged: {row.why_not_merged}",
+            str(source.directory), "use base and adapter together: lorafit export-adapter")
+    with on_full_base(source) as converted:
+        if converted is not source:
+            say("taking off the LoftQ start, which is a mistake on the full-precision base")
+        return _merge(converted, source, output, dtype, say)
+
+
+def _merge(source: AdapterSource, trained: AdapterSource, output: Path, dtype: str | None,
+           say: Callable[[str], None]) -> MergeResult:
+    """`trained` is the adapter as it was trained, `source` what it is on the full base."""
     folder = base_directory(source)
     shards = weight_shards(folder)
     plan = make_plan(source, folder, shards)
@@ -106,7 +128,7 @@ def merge(source: AdapterSource, output: Path, dtype: str | None = None,
             _copy_settings(plan, folder, partial, dtype)
         source.tokenizer().save_pretrained(partial)
     say("checking the merged model against base + adapter")
-    agreement, quantised = _verify(source, output)
+    agreement, quantised = _verify(source, trained, output)
     tolerance = _TOLERANCE[_dtype_on_disk(output)]
     result = MergeResult(output, len(plan.updates), len(plan.replacements) + len(plan.added),
                          plan.in_memory, agreement, quantised)
@@ -136,33 +158,25 @@ def base_directory(source: AdapterSource) -> Path:
                         source.model.base, "give a local copy with --base") from None
 
 
-def weight_shards(folder: Path) -> dict[str, Path]:
-    """The file of every tensor of a model directory, in the order of the files."""
-    if (folder / INDEX).exists():
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return {name: folder / file
-                for name, file in sorted(weight_map.items(), key=lambda item: item[1])}
-    files = [folder / SINGLE] if (folder / SINGLE).exists() else sorted(
-        folder.glob("*.safetensors"))
-    shards = {}
-    for file in files:
-        with safe_open(file, "pt") as reader:
-            shards.update(dict.fromkeys(reader.keys(), file))
-    if not shards:
-        raise UserError("holds no weights (*.safetensors)", str(folder),
-                        "give a complete base with --base")
-    return shards
-
-
 def make_plan(source: AdapterSource, folder: Path, shards: dict[str, Path]) -> MergePlan:
     """What becomes of each tensor. UserError when adapter and base do not belong together."""
     base_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in base_config:
-        raise UserError("the base on disk is quantised, so there is no full-precision weight to "
-                        "merge into", str(folder), "give the original base with --base")
+    if (stored := base_config.get("quantization_config")) is not None:
+        kind = stored.get("quant_method", "a quantised format")
+        raise UserError(
+            f"the base on disk is stored in {kind}: its weights would have to be rounded again, to "
+            "another model than the one that was trained", str(folder),
+            "give the original base with --base, or use base and adapter together: "
+            "lorafit export-adapter")
     tied = bool(base_config.get("tie_word_embeddings")
                 or base_config.get("text_config", {}).get("tie_word_embeddings"))
     plan = MergePlan()
+    method = method_of(source.config)
+    if method in ("paca", "full"):
+        return _plan_own(source, shards)
+    if method != "lora":
+        plan.in_memory = f"the adapter is {method}"
+        return plan
     tensors = load_file(source.directory / WEIGHTS)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -190,9 +204,23 @@ def make_plan(source: AdapterSource, folder: Path, shards: dict[str, Path]) -> M
             raise UserError(f"is incomplete: {module} has only one of A and B",
                             str(source.directory), "copy or export the adapter again")
         update = Update(part["A"], part["B"], _scale(source.config, module, part),
-                        part.get("magnitude_vector"), "embedding" in part)
+                        part.get("magnitude_vector"), "embedding" in part,
+                        bool(source.config.get("fan_in_fan_out")))
         plan.updates[weight] = update
     _plan_tied(plan, shards, tied)
+    return plan
+
+
+def _plan_own(source: AdapterSource, shards: dict[str, Path]) -> MergePlan:
+    """Columns added to, or weights replaced; embeddings that are shared stay so."""
+    plan = MergePlan()
+    if method_of(source.config) == "paca":
+        plan.updates.update(column_updates(source))
+    else:
+        plan.replacements.update(trained_weights(source, shards))
+    missing = next((name for name in (*plan.updates, *plan.replacements) if name not in shards), "")
+    if missing:
+        plan.in_memory = f"the base's files do not have a tensor {missing}"
     return plan
 
 
@@ -294,7 +322,8 @@ def _merge_in_memory(source: AdapterSource, output: Path, dtype: str | None) -> 
     merged.save_pretrained(output)
 
 
-def _verify(source: AdapterSource, merged: Path) -> tuple[Agreement, Agreement | None]:
+def _verify(source: AdapterSource, as_trained: AdapterSource,
+            merged: Path) -> tuple[Agreement, Agreement | None]:
     """Merged against base + adapter, both computed in float32; and, for a quantised run, against
     the quantised base that the adapter was trained on."""
     rows = source.rows()
@@ -306,11 +335,25 @@ def _verify(source: AdapterSource, merged: Path) -> tuple[Agreement, Agreement |
     reference = using(lambda: load_adapter(
         load_base(model, "float32", "eager", device), source.directory), rows)
     agreement = compare(reference, other)
-    if source.model.quantization == "none":
+    quantised = _quantised_base(source)
+    if quantised is None:
         return agreement, None
     trained = using(lambda: load_adapter(
-        load_base(source.model, "float32", "eager", device), source.directory), rows)
+        load_base(quantised, "float32", "eager", device), as_trained.directory), rows)
     return agreement, compare(trained, other)
+
+
+def _quantised_base(source: AdapterSource) -> Model | None:
+    """The quantised base of training; None where it was not quantised, or is not at hand."""
+    if source.model.quantization != "none":
+        return source.model
+    if source.recipe is None:
+        return None
+    try:
+        stored = stored_as(load_config(source.recipe.model))
+    except UserError:
+        return None
+    return source.recipe.model if stored is not None else None
 
 
 def _dtype_on_disk(folder: Path) -> torch.dtype:

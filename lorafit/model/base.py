@@ -2,12 +2,16 @@
 
 import importlib.util
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorafit.errors import UserError
+from lorafit.model.device import find_device
+from lorafit.model.stored import prepare_settings, refuse_unusable, stored_as
+from lorafit.recipe import auto
 from lorafit.recipe.schema import Model
 
 TINY = Path(__file__).parent / "tiny"
@@ -35,7 +39,11 @@ def quiet_libraries() -> None:
 
 
 def load_config(section: Model) -> Any:
-    """The model's configuration. UserError when there is none, or it brings code of its own."""
+    """The model's configuration.
+
+    UserError when there is none, it brings code of its own, or the base is quantised in its files
+    in a way that cannot be loaded as the recipe says.
+    """
     from transformers import AutoConfig
 
     quiet_libraries()
@@ -52,6 +60,7 @@ def load_config(section: Model) -> Any:
         )
     except Exception as error:
         raise _cannot_load(section, error) from None
+    refuse_unusable(section, stored_as(config))
     return config
 
 
@@ -108,15 +117,21 @@ def load_base(section: Model, dtype: str, attention: str, device: torch.device) 
     path = resolve_base(section.base)
     _refuse_pickles(path)
     options: dict[str, Any] = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention}
-    if section.quantization != "none":
+    config = load_config(section)
+    if (stored := stored_as(config)) is not None:
+        prepare_settings(config, stored, dtype)
+        options["config"] = config
+        if device.type != "cpu":
+            options["device_map"] = {"": device}
+    elif section.quantization != "none":
         options["quantization_config"] = _quantization_config(section, dtype)
         options["device_map"] = {"": device}
     elif device.type != "cpu":
         options["device_map"] = {"": device}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loaded = AutoModelForCausalLM.from_pretrained(
             path, revision=section.revision, trust_remote_code=section.trust_remote_code,
-            use_safetensors=True, **options,
+            use_safetensors=True, output_loading_info=True, **options,
         )
     except torch.OutOfMemoryError:
         raise UserError(
@@ -125,10 +140,19 @@ def load_base(section: Model, dtype: str, attention: str, device: torch.device) 
         ) from None
     except Exception as error:
         raise _cannot_load(section, error) from None
+    _refuse_missing_weights(section, loaded["missing_keys"])
     _keep_weights_as_they_are(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()
+
+
+def load_for_inference(section: Model) -> Any:
+    """The base model on the best device here, with the attention that its architecture has."""
+    device, facts = find_device()
+    is_fast = section.attention != "eager" and supports_sdpa(load_config(section))
+    return load_base(section, auto.dtype(section.dtype, facts).value,
+                     "sdpa" if is_fast else "eager", device)
 
 
 def _quantization_config(section: Model, dtype: str) -> Any:
@@ -159,6 +183,15 @@ def _keep_weights_as_they_are(model: Any) -> None:
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.support_avx512bf16_for_cpu = False
+
+
+def _refuse_missing_weights(section: Model, missing: Iterable[str]) -> None:
+    """transformers draws weights that a file does not have at random, and only warns."""
+    if names := sorted(missing):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise UserError(f"its files have no weight {names[0]}{more}", f"model.base: {section.base}",
+                        "name a complete causal language model whose names and format transformers "
+                        "knows")
 
 
 def _refuse_pickles(path: str) -> None:

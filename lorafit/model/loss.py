@@ -28,10 +28,11 @@ def summed_cross_entropy(model: Any, input_ids: Tensor, attention_mask: Tensor |
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     if position_ids is not None:
         inputs["position_ids"] = position_ids
+    first = _tokens_before(model)
     if _keeps_logits(model):
-        logits = model(**inputs, logits_to_keep=columns).logits
+        logits = model(**inputs, logits_to_keep=first + columns).logits
     else:
-        logits = model(**inputs).logits[:, columns]
+        logits = model(**inputs).logits[:, first + columns]
     logits, chosen = logits.float().flatten(0, 1), targets[:, columns].flatten()
     if weights is None:
         return F.cross_entropy(logits, chosen, ignore_index=IGNORED, reduction="sum")
@@ -50,6 +51,14 @@ class SummedLoss(nn.Module):
                 position_ids: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         return summed_cross_entropy(self.model, input_ids, attention_mask, labels, position_ids,
                                     weights)
+
+
+def _tokens_before(model: Any) -> int:
+    """Virtual tokens that the adapter puts before each row, and that logits come out for."""
+    config = getattr(model, "active_peft_config", None)
+    if config is None or config.peft_type.value not in ("PROMPT_TUNING", "P_TUNING"):
+        return 0
+    return int(config.num_virtual_tokens)
 
 
 def _keeps_logits(model: Any) -> bool:

@@ -1,187 +1,153 @@
-"""Which layers of an architecture a recipe adapts. Works on a model without weights."""
+"""Which layers of an architecture a recipe adapts, in peft's words. Works without weights."""
 
-import difflib
-import re
-from dataclasses import dataclass
-from typing import Any
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from lorafit.errors import Problem, UserError
-from lorafit.recipe.schema import Adapter
+from lorafit.model import target_checks as checks
+from lorafit.model.choice import (
+    chosen_layers,
+    chosen_weights,
+    ends_in,
+    matched_names,
+    realised_alpha,
+    realised_rank,
+)
+from lorafit.model.inventory import Weight, endings, module_words, weights_of
+from lorafit.recipe.adapter import Adapter
 
-_LAYER_NUMBER = re.compile(r"\.(\d+)\.")
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
 class Targets:
     """What peft is told to adapt.
 
-    modules: a sorted list of name endings, or the recipe's regular expression.
-    parameters: names of fused expert weights (mixture models keep them as one tensor).
-    exclude: module names that the endings would catch too.
-    layers: decoder layers, None for all.
+    modules: a sorted list of name endings or full names; None where the method has no choice of
+    layers. parameters: the same for weights that are no linear layer of their own (fused experts).
+    ranks, alphas: where they differ from the recipe's, by patterns of which each layer matches one
+    at most, so that their order does not matter. chosen: the weights themselves, in the model's
+    order. share_experts: one adapter for all experts of a layer. copied_parameters: weights that
+    are computed anew in each step, because they are reached as parameters. remarks: what the
+    recipe's words do that a reader may not expect.
     """
 
-    modules: list[str] | str
-    parameters: list[str]
-    exclude: list[str] | str | None
-    layers: list[int] | None
+    modules: list[str] | None
+    parameters: list[str] = field(default_factory=list)
+    ranks: dict[str, int] = field(default_factory=dict)
+    alphas: dict[str, float] = field(default_factory=dict)
+    chosen: list[Weight] = field(default_factory=list)
+    share_experts: bool = False
+    copied_parameters: int = 0
+    remarks: list[str] = field(default_factory=list)
 
 
-def resolve_targets(model: nn.Module, section: Adapter) -> Targets:
-    """Match the recipe's words against the model. UserError when something matches nothing."""
-    layers = _layers(model, section)
-    names = {name for name, module in model.named_modules() if _can_adapt(module)}
-    problems = []
-    if section.target_modules == "all-linear":
-        pass  # matches by construction
-    elif isinstance(section.target_modules, str):
-        matched = {name for name in names if re.fullmatch(section.target_modules, name)}
-        if not matched:
-            example = min((name for name in names if _LAYER_NUMBER.search(name)), default="")
-            problems.append(Problem(
-                f"the expression {section.target_modules!r} matches no layer",
-                "adapter.target_modules",
-                f"it must match full names such as {example}",
-            ))
-    else:
-        for wanted in section.target_modules:
-            if not _ending(names, wanted):
-                problems.append(_no_match(wanted, names, model))
-    for key in ("modules_to_save", "exclude_modules"):
-        value = getattr(section, key)
-        everything = {name for name, _ in model.named_modules() if name}
-        for wanted in value if isinstance(value, list) else []:
-            if not _ending(everything, wanted):
-                problems.append(_unmatched(f"adapter.{key}", wanted, everything))
-    if problems:
-        raise UserError(problems=problems)
-    if section.target_modules == "all-linear":
-        return _all_linear(model, section, layers)
-    modules = section.target_modules
+def resolve_targets(model: nn.Module, section: Adapter, stored: str = "none") -> Targets:
+    """Match the recipe's words against the model. UserError when something matches nothing.
+
+    `stored` is how the base is quantised, where the model does not show it.
+    """
+    where = section.row.where
+    if where in ("prompt", "layers"):
+        chosen_layers(model, section)
+        return Targets(None)
+    checks.refuse_unmatched(model, section)
+    if where != "linear":
+        return Targets(module_words(model, matched_names(model, section)))
+    weights = weights_of(model)
+    checks.refuse_what_only_mixtures_have(section, weights)
+    chosen = chosen_weights(model, section, weights)
+    is_lora = section.method == "lora"
+    checks.refuse_patterns_of_nothing(section, chosen)
+    checks.refuse_large_ranks(model, section, chosen)
+    reached = _reached_as_parameters(model, chosen) if is_lora else []
+    held = set(reached)
+    if reached:
+        checks.refuse_on_parameters(model, section, reached, weights, stored)
+    modules = [weight.name for weight in chosen if weight not in held]
+    remarks = checks.remarks_on(model, section, weights, chosen, stored)
     return Targets(
-        modules if isinstance(modules, str) else sorted(set(modules)), [],
-        section.exclude_modules, layers,
+        module_words(model, modules), _parameter_words(model, reached),
+        *_patterns(model, section, chosen, reached), chosen=chosen,
+        share_experts=is_lora and section.experts == "shared",
+        copied_parameters=sum(math.prod(weight.shape) for weight in reached), remarks=remarks,
     )
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder layers: the longest ModuleList of the model."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise UserError("no list of decoder layers was found in the model", "adapter.layers",
-                        "leave adapter.layers out")
-    return max(lists, key=len)
-
-
-def _all_linear(model: Any, section: Adapter, layers: list[int] | None) -> Targets:
-    """Every linear layer but the output head and the routers, and fused expert weights."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    linear = {name for name, module in model.named_modules() if _is_linear(module)}
-    left_out = {name for name in linear
-                if model.get_submodule(name) is head or _is_router(model, name)}
-    wanted = sorted({name.rpartition(".")[2] for name in linear - left_out})
-    parameters = sorted({
-        f"{name.rpartition('.')[2]}.{parameter_name}"
-        for name, module in model.named_modules()
-        for parameter_name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim == 3 and "experts" in name.rpartition(".")[2]
-    })
-    caught = sorted(name for name in left_out if name.rpartition(".")[2] in wanted)
-    if parameters:
-        _refuse_on_experts(section)
-    exclude: list[str] | str | None = section.exclude_modules
-    if caught:
-        if isinstance(exclude, str):
-            exclude = f"({exclude})|" + "|".join(map(re.escape, caught))
-        else:
-            exclude = [*(exclude or []), *caught]
-    if not wanted:
-        raise UserError("the model has no linear layer", "adapter.target_modules",
-                        "name the layers to adapt")
-    return Targets(wanted, parameters, exclude, layers)
-
-
-def _refuse_on_experts(section: Adapter) -> None:
-    problems = []
-    remedy = "or adapt attention only: target_modules: [q_proj, k_proj, v_proj, o_proj]"
-    if section.dropout > 0:
-        problems.append(Problem("dropout cannot be applied to fused expert weights",
-                                "adapter.dropout", f"set it to 0, {remedy}"))
-    if section.dora:
-        problems.append(Problem("DoRA cannot be applied to fused expert weights",
-                                "adapter.dora", f"set it to false, {remedy}"))
-    if section.layers is not None:
-        problems.append(Problem("a choice of layers cannot be applied to fused expert weights",
-                                "adapter.layers", f"leave it out, {remedy}"))
-    if section.alters_base:
-        problems.append(Problem(f"init {section.init} cannot start fused expert weights",
-                                "adapter.init", f"use init: default, {remedy}"))
-    if problems:
-        raise UserError(problems=problems)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    # bitsandbytes' layers are subclasses of nn.Linear; Conv1D is GPT-2's transposed one.
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def _can_adapt(module: nn.Module) -> bool:
-    return _is_linear(module) or isinstance(module, nn.Embedding)
-
-
-def _is_router(model: nn.Module, name: str) -> bool:
-    """A linear layer beside `experts` that scores them: named gate or router."""
-    parent = model.get_submodule(name.rpartition(".")[0])
-    return name.rpartition(".")[2] in ("gate", "router") and hasattr(parent, "experts")
-
-
-def _layers(model: nn.Module, section: Adapter) -> list[int] | None:
-    if section.layers is None:
-        return None
-    count = len(decoder_layers(model))
-    if isinstance(section.layers, str):
-        top = int(section.layers.removeprefix("last:"))
-        if top > count:
-            raise UserError(f"the model has {count} layers, fewer than {top}", "adapter.layers",
-                            f"last:{count} is all of them")
-        return list(range(count - top, count))
-    outside = [layer for layer in section.layers if layer >= count]
-    if outside:
-        raise UserError(f"there is no layer {outside[0]}; the model has 0 to {count - 1}",
-                        "adapter.layers", "name existing layers")
-    return sorted(set(section.layers))
-
-
-def _ending(names: set[str], wanted: str) -> bool:
-    return any(name == wanted or name.endswith(f".{wanted}") for name in names)
-
-
-def _no_match(wanted: str, adaptable: set[str], model: nn.Module) -> Problem:
-    everything = {name for name, _ in model.named_modules()}
-    if _ending(everything, wanted):
-        kind = next(type(module).__name__ for name, module in model.named_modules()
-                    if _ending({name}, wanted))
-        return Problem(f"{wanted} is a {kind}, which LoRA cannot adapt",
-                       "adapter.target_modules", "train it in full with modules_to_save instead")
-    return _unmatched("adapter.target_modules", wanted, adaptable)
-
-
-def _unmatched(key: str, wanted: str, names: set[str]) -> Problem:
-    endings = sorted({name.rpartition(".")[2] for name in names
-                      if not name.rpartition(".")[2].isdigit()})
-    close = difflib.get_close_matches(wanted.rpartition(".")[2], endings, 1, 0.6)
-    remedy = f"did you mean {close[0]}?" if close else f"layers here: {', '.join(endings)}"
-    return Problem(f"{wanted} matches no layer of the model", key, remedy)
-
-
-def layer_kind(name: str) -> str:
-    """A layer's name without its number: `model.layers.3.self_attn.q_proj` → `self_attn.q_proj`."""
-    return _LAYER_NUMBER.split(name)[-1] if _LAYER_NUMBER.search(name) else name
 
 
 def unwrap(model: Any) -> torch.nn.Module:
     """The transformers model inside a peft model."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _reached_as_parameters(model: nn.Module, chosen: list[Weight]) -> list[Weight]:
+    """Weights that peft must be given as parameters: fused ones, those that it renames, and routers
+    that are linear layers but return more than y = x·Wᵀ, to which nothing could be added."""
+    renamed = set(_renamed(model, chosen))
+    return [weight for weight in chosen if weight.is_parameter or weight in renamed
+            or (weight.part == "router" and _computes_more(model.get_submodule(weight.name)))]
+
+
+def _computes_more(module: nn.Module) -> bool:
+    return (isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+            and module.weight.is_floating_point())
+
+
+def _renamed(model: nn.Module, weights: list[Weight]) -> list[Weight]:
+    """Linear layers whose names peft takes for those of experts.
+
+    In transformers 5 the experts of many mixtures became one tensor. So that older adapters still
+    load, peft rewrites target_modules for them: gate_proj and up_proj mean the experts'
+    gate_up_proj at twice the rank, down_proj the experts' down_proj. In a model that also has dense
+    or shared layers of those names, these would be left without an adapter, silently. Given as
+    parameters they are left as they are.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    names = {weight.name.rpartition(".")[2] for weight in weights if not weight.is_parameter}
+    # Some of a fused pair alone would be refused: all names are asked for at once.
+    asked = names | {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+    probe: Any = LoraConfig(target_modules=sorted(asked))
+    convert_peft_config_for_transformers(probe, model=model, conversions=None)
+    kept = set(probe.target_modules)
+    return [weight for weight in weights
+            if not weight.is_parameter and weight.name.rpartition(".")[2] not in kept]
+
+
+def _parameter_words(model: nn.Module, reached: list[Weight]) -> list[str]:
+    wanted = {weight.path for weight in reached}
+    others = [name for name, _ in model.named_parameters(remove_duplicate=False)
+              if name not in wanted]
+    return endings([weight.path for weight in reached], others, least=2)
+
+
+def _patterns(model: nn.Module, section: Adapter, chosen: list[Weight],
+              reached: list[Weight]) -> tuple[dict[str, int], dict[str, float]]:
+    """Ranks and alphas that differ from the recipe's, each by endings that mean only its layers."""
+    ranks: dict[int, list[Weight]] = {}
+    alphas: dict[float, list[Weight]] = {}
+    for weight in chosen:
+        rank = realised_rank(model, section, weight)
+        if rank != section.rank:
+            ranks.setdefault(rank, []).append(weight)
+        alpha = realised_alpha(section, weight, rank)
+        if alpha is not None and alpha != section.alpha:
+            alphas.setdefault(alpha, []).append(weight)
+    return _by_pattern(ranks, chosen, reached), _by_pattern(alphas, chosen, reached)
+
+
+def _by_pattern(values: dict[Number, list[Weight]], chosen: list[Weight],
+                reached: list[Weight]) -> dict[str, Number]:
+    patterns = {}
+    for value, weights in values.items():
+        labels = {weight.label for weight in weights}
+        others = [weight.label for weight in chosen if weight.label not in labels]
+        # peft compares the names of parameters with their last word, `weight`.
+        longer = [weight.label for weight in set(weights) & set(reached)
+                  if weight.path.endswith(".weight")]
+        for ending in endings(sorted(labels), others):
+            patterns[ending + (r"(\.weight)?" if ends_in(longer, [ending]) else "")] = value
+    return patterns

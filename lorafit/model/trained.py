@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lorafit.errors import UserError
-from lorafit.model.adapter import check_adapter_files
+from lorafit.model.adapters.files import check_adapter_files, only_on
 from lorafit.model.base import load_tokenizer
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Data, Model, Recipe
@@ -71,8 +71,9 @@ def open_adapter(path: Path, base: str | None = None) -> AdapterSource:
     name = base or config.get("base_model_name_or_path")
     if not name:
         raise UserError("the adapter does not name its base", str(path), "give it with --base")
-    return AdapterSource(path, config, Model(base=name, revision=config.get("revision")),
-                         None, None)
+    model = Model.model_validate({"base": name, "revision": config.get("revision"),
+                                  "quantization": only_on(path) or "none"})
+    return AdapterSource(path, config, model, None, None)
 
 
 def full_precision(model: Model) -> Model:

@@ -65,8 +65,9 @@ def compare(feed: Feed, steps: int, recipe: Recipe, longest_tokens: int, vocabul
             row_tokens if batching == "packed" else longest_tokens, vocabulary, device).value
         layout = Layout(batching, micro, row_tokens, flat=is_flash)
         ways.append(_lay_out(examples, layout, supervised))
-    return Batching(tuple(ways), auto.batching(training.batching, attention, device), steps,
-                    training.batch_size, device.name)
+    decision = auto.batching(training.batching, attention, device,
+                             keeps_rows_apart=not recipe.adapter.row.why_not_packed)
+    return Batching(tuple(ways), decision, steps, training.batch_size, device.name)
 
 
 def _lay_out(examples: Sequence[StepExamples], layout: Layout, supervised_tokens: int) -> Way:

@@ -40,24 +40,29 @@ _FULL_FINE_TUNING_RATE = 5e-5
 _LORA_FACTOR = 10  # LoRA Without Regret: 9.8 fitted over 14 models
 
 
-def learning_rate(setting: float | str, model_type: str, hidden_size: int | None) -> Decision:
-    """5e-5 × 10 × (2000 / hidden_size)^p, tinker-cookbook's rule.
+def learning_rate(setting: float | str, model_type: str, hidden_size: int | None,
+                  method: str = "lora") -> Decision:
+    """5e-5 × 10 × (2000 / hidden_size)^p, tinker-cookbook's rule for LoRA.
 
-    p = 0.781 for Llama, 0.0775 for Qwen. For any other family the width is left out, and the
-    reason says so.
+    p = 0.781 for Llama, 0.0775 for Qwen. For any other family the width is left out. Full
+    fine-tuning goes without the factor 10; other methods get LoRA's. What the rule was not fitted
+    for, the reason says.
     """
     key = "training.learning_rate"
     if setting != "auto":
         return Decision(key, float(setting), IN_RECIPE)
-    base = _FULL_FINE_TUNING_RATE * _LORA_FACTOR
+    base, reason = _FULL_FINE_TUNING_RATE, "full fine-tuning's 5e-5"
+    if method != "full":
+        base, reason = base * _LORA_FACTOR, f"{_LORA_FACTOR} × {reason}"
+    remark = "" if method in ("lora", "full") else f"; a rule for LoRA, not fitted for {method}"
     family = next((name for name in _WIDTH_EXPONENT if model_type.startswith(name)), None)
     if family is None or not hidden_size:
-        return Decision(key, base, "10 × full fine-tuning's 5e-5; the adjustment to the width is "
-                        f"fitted for Llama and Qwen only, not for {model_type}")
+        return Decision(key, base, f"{reason}; the adjustment to the width is fitted for Llama "
+                        f"and Qwen only, not for {model_type}{remark}")
     exponent = _WIDTH_EXPONENT[family]
     value = base * (2000 / hidden_size) ** exponent
-    return Decision(key, float(f"{value:.2g}"), "10 × full fine-tuning's 5e-5 × (2000 / "
-                    f"{hidden_size})^{exponent}, the rule fitted for {family.capitalize()}")
+    return Decision(key, float(f"{value:.2g}"), f"{reason} × (2000 / {hidden_size})^{exponent}, "
+                    f"the rule fitted for {family.capitalize()}{remark}")
 
 
 def dtype(setting: str, device: Device) -> Decision:
@@ -84,16 +89,21 @@ def attention(setting: str, device: Device, dtype_name: str, supports_sdpa: bool
     return Decision(key, "eager", "the architecture has no other implementation")
 
 
-def batching(setting: str, attention_name: str, device: Device) -> Decision:
+def batching(setting: str, attention_name: str, device: Device, *,
+             keeps_rows_apart: bool = True) -> Decision:
     """End to end where the attention takes sequences so, padded elsewhere.
 
     FlashAttention is told where each sequence of a row ends and computes nothing else. The other
     implementations get a mask over the whole row, whose work grows with the row's length squared.
+    `keeps_rows_apart`: whether the adapter works with several sequences in a row; virtual tokens
+    stand before a row, not before each of its sequences.
     Figures: docs/decisions/0011-packing-within-a-step.md.
     """
     key = "training.batching"
     if setting != "auto":
         return Decision(key, setting, IN_RECIPE)
+    if not keeps_rows_apart:
+        return Decision(key, "padded", "virtual tokens stand before a row, so it has one sequence")
     if attention_name.startswith("flash_attention"):
         return Decision(key, "padding_free", "FlashAttention takes sequences end to end, so no "
                         f"padding is computed (by its design; not timed on {device.name})")

@@ -74,7 +74,7 @@ def _type_name(annotation: Any) -> str:
         return f"{_type_name(arguments[0])} to {_type_name(arguments[1])}"
     words: dict[Any, str] = {str: "text", int: "whole number", float: "number",
                              bool: "true or false", Source: "source", Columns: "mapping",
-                             Checks: "mapping"}
+                             Checks: "mapping", Any: "any value"}
     return words.get(annotation, str(annotation))
 
 

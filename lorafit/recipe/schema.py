@@ -5,32 +5,20 @@ all made from these classes, so a key is described here and nowhere else.
 """
 
 import os
-import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from lorafit.recipe.adapter import Adapter
+from lorafit.recipe.methods import METHODS, refusal_on
+from lorafit.recipe.section import Section
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 RowFormat = Literal["auto", "chat", "sharegpt", "alpaca", "prompt_completion", "text", "preference",
                     "judged"]
 Verdict = Literal["error", "drop", "warn", "allow"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True,
-        allow_inf_nan=False,
-    )
 
 
 class Model(Section):
@@ -59,104 +47,6 @@ class Model(Section):
         if not value.strip():
             raise ValueError("is empty; name a directory, a hub id or tiny")
         return _usable_path(value)
-
-
-class Adapter(Section):
-    """What is trained on top of the frozen base."""
-
-    method: Literal["lora"] = "lora"
-    """Kind of adapter."""
-    rank: PositiveInt = 16
-    """Inner dimension r of the update B·A. Parameters grow in proportion."""
-    alpha: Annotated[float, Field(gt=0)] = 32
-    """The update is scaled by alpha / rank (alpha / √rank with rslora)."""
-    target_modules: str | list[str] = "all-linear"
-    """Layers that get an adapter: `all-linear` (every linear layer but the output head and a
-    mixture's router), a list of name endings such as `[q_proj, v_proj]`, or one regular
-    expression on full module names."""
-    exclude_modules: str | list[str] | None = None
-    """Layers left out again: a list of name endings or one regular expression."""
-    layers: list[Annotated[int, Field(ge=0)]] | str | None = None
-    """Which decoder layers: a list of numbers from 0, or `last:8` for the top eight. All if left
-    out."""
-    dropout: Fraction = 0.0
-    """Probability with which an input of the adapter is zeroed during training."""
-    bias: Literal["none", "all", "lora_only"] = "none"
-    """Train the base model's own biases too: all of them, or those of the adapted layers."""
-    rslora: bool = False
-    """Scale by alpha / √rank, so that large ranks keep learning (arXiv 2312.03732)."""
-    dora: bool = False
-    """Train magnitude and direction separately (arXiv 2402.09353). Slower; helps at small ranks."""
-    init: str = "default"
-    """Start of A and B: `default` (A uniform, B zero), `gaussian`, `orthogonal`, or from the base
-    weights: `pissa`, `pissa_niter_N`, `olora`. The last three alter the base during training; the
-    adapter is converted on saving so that it is valid on the original base."""
-    modules_to_save: list[str] = []
-    """Layers trained in full and saved with the adapter, e.g. `[lm_head, embed_tokens]`."""
-    rank_pattern: dict[str, PositiveInt] = {}
-    """Other ranks for some layers: name ending or regular expression to rank."""
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Other alphas for some layers. A rank without its alpha changes that layer's scale."""
-
-    @field_validator("init")
-    @classmethod
-    def _known_init(cls, value: str) -> str:
-        if value in ("default", "gaussian", "orthogonal", "pissa", "olora"):
-            return value
-        if re.fullmatch(r"pissa_niter_[1-9]\d*", value):
-            return value
-        raise ValueError(
-            f"unknown init {value!r}; use default, gaussian, orthogonal, pissa, pissa_niter_N "
-            "or olora"
-        )
-
-    @field_validator("layers")
-    @classmethod
-    def _known_layers(cls, value: list[int] | str | None) -> list[int] | str | None:
-        if isinstance(value, str) and not re.fullmatch(r"last:[1-9]\d*", value):
-            raise ValueError(f"{value!r} is neither a list of layer numbers nor last:N")
-        if isinstance(value, list) and not value:
-            raise ValueError("an empty list adapts nothing; leave the key out for all layers")
-        return value
-
-    @field_validator("target_modules", "exclude_modules")
-    @classmethod
-    def _usable_pattern(cls, value: str | list[str] | None) -> str | list[str] | None:
-        if value == "" or value == []:
-            raise ValueError("is empty and adapts nothing")
-        if isinstance(value, str) and value != "all-linear":
-            _compile(value)
-        return value
-
-    @field_validator("rank_pattern", "alpha_pattern")
-    @classmethod
-    def _usable_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key in value:
-            _compile(key)
-        return value
-
-    @property
-    def alters_base(self) -> bool:
-        """Whether the initialisation moves part of the base weights into A and B."""
-        return self.init.startswith(("pissa", "olora"))
-
-    @model_validator(mode="after")
-    def _check(self) -> "Adapter":
-        is_expression = isinstance(self.target_modules, str) \
-            and self.target_modules != "all-linear"
-        if is_expression and self.layers is not None:
-            raise ValueError(
-                "layers cannot be combined with a regular expression in target_modules; "
-                "write the layer numbers into the expression, or use a list of name endings"
-            )
-        if self.dora and self.alters_base:
-            raise ValueError(
-                f"dora with init {self.init} cannot be converted back to the original base; "
-                "use init: default"
-            )
-        if self.bias != "none" and self.alters_base:
-            raise ValueError(f"bias: {self.bias} is not supported with init {self.init}")
-        return self
 
 
 class Columns(Section):
@@ -373,6 +263,9 @@ class Training(Section):
     """AdamW's two decay rates."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """AdamW's epsilon."""
+    lora_plus_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354, which advises 16 and a
+    smaller learning_rate); learning_rate is A's."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay on every trained weight."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
@@ -389,7 +282,7 @@ class Training(Section):
     """Commit a checkpoint after every so many steps. At each evaluation if left out."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints kept; the best one is kept besides."""
-    sample_prompts: list[str] = []
+    sample_prompts: list[str] = Field(default=[])
     """Prompts answered at each evaluation, to see the model change."""
     sample_tokens: PositiveInt = 64
     """Longest sample answer, in tokens."""
@@ -450,12 +343,35 @@ class Recipe(Section):
         if self.data.streaming and self.training.steps is None:
             raise ValueError("data.streaming needs training.steps, because the number of rows is "
                              "not known; for example --set training.steps=1000")
+        method, stored = self.adapter.method, self.model.quantization
+        if stored != "none" and stored not in METHODS[method].quantized:
+            raise ValueError(refusal_on(method, stored))
         if self.adapter.alters_base and self.model.quantization != "none":
             raise ValueError(
                 f"adapter.init {self.adapter.init} moves part of the base weights into the "
-                f"adapter, which a base in {self.model.quantization} cannot do exactly; "
-                "use init: default, or quantization: none"
+                f"adapter, which a base in {stored} cannot do exactly; use init: "
+                f"{'loftq, ' if stored != 'int8' else ''}eva or default, or quantization: none"
             )
+        row = METHODS[method]
+        if row.why_not_packed and self.training.batching not in ("auto", "padded"):
+            raise ValueError(f"training.batching {self.training.batching} puts several sequences "
+                             f"into a row, which {method} cannot do: {row.why_not_packed}; "
+                             "use padded")
+        if row.why_not_recomputed and self.training.activation_checkpointing:
+            raise ValueError(f"training.activation_checkpointing cannot be combined with {method}: "
+                             f"{row.why_not_recomputed}; set it to false")
+        if self.training.lora_plus_ratio != 1 and method != "lora":
+            raise ValueError(f"training.lora_plus_ratio is of LoRA's B matrices, which {method} "
+                             "does not have; leave it out")
+        if self.training.lora_plus_ratio != 1 and self.adapter.freeze_a:
+            raise ValueError("training.lora_plus_ratio is between the rates of A and B, and with "
+                             "freeze_a only B is trained; set learning_rate instead")
+        if self.adapter.starts_from_data and self.data.streaming:
+            raise ValueError(f"adapter.init {self.adapter.init} looks at training rows before the "
+                             "first step, which data.streaming cannot give back; use another init")
+        if self.adapter.init == "loftq" and self.model.quantization not in ("nf4", "fp4"):
+            raise ValueError("adapter.init loftq makes up for what 4 bits lose; set "
+                             "model.quantization to nf4 or fp4, or use init: default")
         if self.adapter.bias != "none" and self.model.quantization != "none":
             raise ValueError(
                 f"adapter.bias {self.adapter.bias} trains base parameters, which is not "
@@ -474,10 +390,3 @@ def _usable_path(value: str) -> str:
     if len(encoded) > 4000 or any(len(part) > 255 for part in encoded.split(b"/")):
         raise ValueError("is too long for a path (a name holds at most 255 bytes)")
     return value
-
-
-def _compile(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None

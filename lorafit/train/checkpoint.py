@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorafit.errors import UserError
-from lorafit.model.adapter import restore_adapter, save_adapter
+from lorafit.model.adapters.files import restore_adapter, save_adapter, save_rest
+from lorafit.model.adapters.step_rule import StepRule
 from lorafit.run_dir import RunDir, committed_directory, damage, write_json, write_manifest
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+RULE = "rule.safetensors"  # of methods that do more than the optimizer
 
 
 @dataclass
@@ -44,13 +46,16 @@ class Progress:
 
 
 def save_checkpoint(run: RunDir, adapted: Any, optimizer: Any, progress: Progress,
-                    keep: int) -> Path:
+                    keep: int, rule: StepRule | None = None) -> Path:
     """Commit a checkpoint of `progress.step` and remove those no longer wanted."""
     path = run.checkpoint(progress.step)
     tensors, plain = _flatten(optimizer.state_dict())
     with committed_directory(path, replace=True) as partial:
         save_adapter(partial, adapted)
+        save_rest(partial, adapted)
         save_file(tensors, partial / OPTIMIZER)
+        if rule is not None:
+            save_file(rule.state(), partial / RULE)
         write_json(partial / STATE, {"progress": asdict(progress), "optimizer": plain})
         write_manifest(partial)
     best = None if progress.best_step is None else run.checkpoint(progress.best_step)
@@ -78,11 +83,14 @@ def set_aside_damaged(run: RunDir, good: Path | None) -> None:
             path.rename(path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
 
 
-def load_checkpoint(path: Path, adapted: Any, optimizer: Any) -> Progress:
+def load_checkpoint(path: Path, adapted: Any, optimizer: Any,
+                    rule: StepRule | None = None) -> Progress:
     """Put weights and optimizer state back; the progress is returned."""
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     restore_adapter(adapted, path)
     optimizer.load_state_dict(_unflatten(load_file(path / OPTIMIZER), state["optimizer"]))
+    if rule is not None:
+        rule.load_state(load_file(path / RULE))
     return saved_progress(path)
 
 

@@ -11,6 +11,7 @@ from lorafit.data.dataset import TokenisedData
 from lorafit.data.feed import Feed, StepExamples
 from lorafit.data.packing import Layout, split_rows
 from lorafit.errors import DivergedError, LorafitError, StoppedBySignal
+from lorafit.model.adapters.step_rule import StepRule
 from lorafit.recipe.schema import Training
 from lorafit.run_dir import RunDir, append_jsonl
 from lorafit.train.checkpoint import Progress, save_checkpoint
@@ -57,6 +58,7 @@ class Job:
     display: Display
     sampler: Sampler
     stop: StopRequest
+    rule: StepRule | None = None
 
 
 def run_loop(job: Job, progress: Progress) -> Progress:
@@ -82,6 +84,7 @@ def run_loop(job: Job, progress: Progress) -> Progress:
                 [collate(examples.tokens, part, job.layout, job.pad_id) for part in mine],
                 step=progress.step, learning_rate=learning_rate, seed=training.seed,
                 max_grad_norm=training.max_grad_norm, stop_signal=job.stop.signal_number,
+                rule=job.rule,
             )
         except DivergedError as error:
             raise DivergedError(_with_rows(error, examples)) from None
@@ -155,7 +158,7 @@ def commit(job: Job, progress: Progress) -> None:
     progress.feed = job.feed.state(progress.step)
     if job.accelerator.is_main_process:
         save_checkpoint(job.run, job.adapted, job.optimizer, progress,
-                        job.training.keep_checkpoints)
+                        job.training.keep_checkpoints, job.rule)
     job.accelerator.wait_for_everyone()
 
 

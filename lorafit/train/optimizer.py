@@ -11,10 +11,23 @@ from lorafit.errors import UserError
 from lorafit.recipe.schema import Training
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], training: Training,
+def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], training: Training,
                     device: torch.device) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trained weights. The learning rate is set at each step."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    """The recipe's optimizer over the trained weights, given with their names.
+
+    The learning rate is set at each step; a group's `rate_factor` multiplies it. With LoRA+
+    (arXiv 2402.12354) the B matrices are a group of their own.
+    """
+    named = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+    trained: list[Any] = [parameter for _, parameter in named]
+    if training.lora_plus_ratio != 1:
+        b = [p for name, p in named if ".lora_B." in name or ".lora_embedding_B." in name]
+        if not b:
+            raise UserError("nothing that is trained is a LoRA matrix B",
+                            "training.lora_plus_ratio", "leave it out")
+        ids = {id(p) for p in b}
+        trained = [{"params": [p for p in trained if id(p) not in ids], "rate_factor": 1.0},
+                   {"params": b, "rate_factor": training.lora_plus_ratio}]
     first, second = training.betas
     options: dict[str, Any] = {
         "lr": 0.0, "betas": (first, second), "eps": training.epsilon,

@@ -4,12 +4,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-
 from lorafit.data.sources import Location
 from lorafit.errors import UserError
-from lorafit.model.adapter import WEIGHTS, trained_state
 from lorafit.recipe.loading import load_recipe, with_paths
 from lorafit.recipe.schema import Recipe
 from lorafit.run_dir import RunDir
@@ -78,18 +74,6 @@ def refuse_changes(recipe: Recipe, run: RunDir) -> None:
 def _relaxes_a_check(key: str, before: Any) -> bool:
     """No row that was trained was objected to, or the run would have stopped at it."""
     return before == "error" and (key.startswith("data.checks.") or key == "data.on_long")
-
-
-def refuse_other_start(run: RunDir, adapted: Any) -> None:
-    """PiSSA and OLoRA split the base anew on resume; it must come out the same to the bit."""
-    saved = load_file(run.initial_adapter / WEIGHTS)
-    now = trained_state(adapted)
-    if any(not torch.equal(saved[name], now[name]) for name in saved):
-        raise UserError(
-            "the initialisation from the base weights comes out differently on this machine, so "
-            "the run cannot be resumed exactly", "adapter.init",
-            "resume on the machine (and thread count) of the first part, or start a new run",
-        )
 
 
 def refuse_other_data(progress: Progress, fingerprint: str, run: RunDir) -> None:

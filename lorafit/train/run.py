@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,26 @@ from typing import Any
 import torch
 
 from lorafit import __version__
+from lorafit.data.batches import collate
 from lorafit.data.chat import resolve_template
 from lorafit.data.dataset import Report, TokenisedData, read_data, read_held_out, ready
 from lorafit.data.feed import EpochFeed, Feed
-from lorafit.data.packing import Layout
+from lorafit.data.packing import Layout, split_rows
 from lorafit.data.pipeline import make_renderer
 from lorafit.data.stream import StreamFeed
 from lorafit.errors import MachineError, UserError
-from lorafit.model import adapter as adapters
 from lorafit.model import base as bases
+from lorafit.model.adapters.add import add_adapter, refuse_misfit
+from lorafit.model.adapters.facts import AdapterFacts, describe
+from lorafit.model.adapters.files import restore_adapter, save_adapter
+from lorafit.model.adapters.starts import Samples
+from lorafit.model.adapters.step_rule import step_rule
 from lorafit.model.device import find_device
 from lorafit.model.isolation import ensure_isolated
 from lorafit.model.loss import SummedLoss
+from lorafit.model.recompute import recompute_activations
+from lorafit.model.stored import refuse_misfit as refuse_misfit_on_stored
+from lorafit.model.stored import stored_as
 from lorafit.model.targets import resolve_targets
 from lorafit.recipe import auto
 from lorafit.recipe.auto import Decision
@@ -54,7 +62,6 @@ from lorafit.train.optimizer import build_optimizer
 from lorafit.train.resume import (
     refuse_changes,
     refuse_other_data,
-    refuse_other_start,
     with_absolute_paths,
     with_date,
 )
@@ -75,6 +82,7 @@ class Prepared:
     held_out: TokenisedData | None
     decisions: list[Decision]
     plan: Plan
+    remarks: list[str]
 
     def decided(self, key: str) -> Any:
         return self.decision(key).value
@@ -85,10 +93,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Record:
-    """What a run prints at its start and keeps in record.json."""
+    """What a run prints at its start and keeps in record.json.
+
+    remarks: what the adapter section does with this model that a reader may not expect.
+    """
 
     decisions: list[Decision]
-    adapter: adapters.AdapterFacts
+    adapter: AdapterFacts
     train: dict[str, Any]
     held_out: dict[str, Any] | None
     plan: Plan
@@ -97,6 +108,7 @@ class Record:
     skipped_checkpoints: list[str]
     resumed_from: str | None
     base_commit: str | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,9 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
     """
     training, data = recipe.training, recipe.data
     config = bases.load_config(recipe.model)
+    stored = stored_as(config)
+    shapes = bases.meta_model(config, trust_remote_code=recipe.model.trust_remote_code)
+    refuse_misfit_on_stored(recipe.adapter, stored, shapes)
     tokenizer = bases.load_tokenizer(recipe.model)
     train_data: TokenisedData | None = None
     if data.streaming:
@@ -134,18 +149,25 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
         report, longest = train_data.report, train_data.report.longest_tokens
     longest = max(longest, held_out.report.longest_tokens if held_out else 0)
     _refuse_too_long(config, longest)
-    resolve_targets(
-        bases.meta_model(config, trust_remote_code=recipe.model.trust_remote_code), recipe.adapter
-    )
+    packed = (stored.label if stored is not None and not stored.unpacked
+              else recipe.model.quantization)
+    targets = resolve_targets(shapes, recipe.adapter, packed)
+    remarks = list(targets.remarks)
+    if targets.copied_parameters and not training.activation_checkpointing:
+        remarks.append(
+            f"{targets.copied_parameters:,} weights of experts are kept a second time for the "
+            "backward pass; training.activation_checkpointing: true keeps one layer's at a time")
+    refuse_misfit(shapes, recipe.adapter)
 
     device, facts = find_device()
     text_config = config.get_text_config()
     dtype = auto.dtype(recipe.model.dtype, facts)
     attention = auto.attention(recipe.model.attention, facts, dtype.value,
                                bases.supports_sdpa(config))
-    batching = auto.batching(training.batching, attention.value, facts)
+    batching = auto.batching(training.batching, attention.value, facts,
+                             keeps_rows_apart=not recipe.adapter.row.why_not_packed)
     rate = auto.learning_rate(training.learning_rate, text_config.model_type,
-                              getattr(text_config, "hidden_size", None))
+                              getattr(text_config, "hidden_size", None), recipe.adapter.method)
     micro = auto.micro_batch_size(
         training.micro_batch_size, training.batch_size, ranks,
         data.max_length_tokens if batching.value == "packed" else longest,
@@ -164,8 +186,10 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
     eval_every = auto.eval_every(training.eval_every, steps)
     checkpoint_every = auto.checkpoint_every(training.checkpoint_every, eval_every.value)
     decisions = [dtype, attention, rate, batching, micro, eval_every, checkpoint_every]
+    if stored is not None:
+        decisions.insert(0, stored.decision(dtype.value))
     plan = Plan(rows, steps, micro.value, rate.value, eval_every.value, checkpoint_every.value)
-    return Prepared(tokenizer, config, device, feed, report, held_out, decisions, plan)
+    return Prepared(tokenizer, config, device, feed, report, held_out, decisions, plan, remarks)
 
 
 def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
@@ -198,38 +222,43 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     base = bases.load_base(recipe.model, prepared.decided("model.dtype"),
                            prepared.decided("model.attention"), prepared.device)
     if recipe.training.activation_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(base)
     base.config.use_cache = False
     is_flash = prepared.decided("model.attention").startswith("flash")
     batching = ensure_isolated(base, prepared.decision("training.batching"), flat=is_flash)
     decisions = [batching if decision.key == batching.key else decision
                  for decision in prepared.decisions]
-    adapted = adapters.add_adapter(base, recipe.adapter, recipe.training.seed,
-                                   bases.resolve_base(recipe.model.base))
-    optimizer = build_optimizer(adapted.parameters(), recipe.training, prepared.device)
+    adapted = add_adapter(base, recipe.adapter, recipe.training.seed,
+                          bases.resolve_base(recipe.model.base),
+                          total_steps=prepared.plan.total_steps,
+                          samples=_first_rows(prepared, recipe),
+                          start=run.initial_adapter if resume and run.initial_adapter.exists()
+                          else None)
+    optimizer = build_optimizer(adapted.named_parameters(), recipe.training, prepared.device)
+    rule = step_rule(adapted)
     if not resume and accelerator.is_main_process:
         run.create()
         _write_inputs(run, recipe, adapted, prepared)
+    if accelerator.is_main_process:
+        _keep_start(run, recipe, adapted)
     accelerator.wait_for_everyone()
-    if resume and recipe.adapter.alters_base:
-        refuse_other_start(run, adapted)
 
     fingerprint = prepared.train.fingerprint
     progress = Progress(total_steps=prepared.plan.total_steps, data=fingerprint)
     if resume and accelerator.is_main_process:
         set_aside_damaged(run, checkpoint)
     if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, adapted, optimizer)
+        progress = load_checkpoint(checkpoint, adapted, optimizer, rule)
         refuse_other_data(progress, fingerprint, run)
         progress.total_steps = prepared.plan.total_steps
         patience = recipe.training.early_stopping  # may have changed
         progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
     record = Record(
-        decisions, adapters.describe(adapted), prepared.train.as_dict(),
+        decisions, describe(adapted), prepared.train.as_dict(),
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
         str(prepared.device), accelerator.num_processes, skipped,
         checkpoint.name if checkpoint else None,
-        getattr(prepared.config, "_commit_hash", None),
+        getattr(prepared.config, "_commit_hash", None), prepared.remarks,
     )
     if accelerator.is_main_process:
         _keep_record(run, record, progress)
@@ -245,7 +274,7 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
             prepared.tokenizer.pad_token_id or 0, recipe.training, prepared.plan, run, timer,
             Sampler(recipe.training.sample_prompts, make_renderer(recipe.data, prepared.tokenizer),
                     recipe.training.sample_tokens),
-            stop,
+            stop, rule,
         )
         try:
             progress = run_loop(job, progress)
@@ -312,14 +341,38 @@ def _write_inputs(run: RunDir, recipe: Recipe, adapted: Any, prepared: Prepared)
                     "supervised": row.supervised.astype(int).tolist()}) + "\n"
         for row in rows
     ))
-    if recipe.adapter.alters_base:
+
+
+def _keep_start(run: RunDir, recipe: Recipe, adapted: Any) -> None:
+    """A and B where they were computed from the base or the data: a run that goes on takes them
+    from here, to the bit and without computing them again."""
+    if recipe.adapter.keeps_start and not run.initial_adapter.exists():
         with committed_directory(run.initial_adapter) as partial:
-            adapters.save_adapter(partial, adapted)
+            save_adapter(partial, adapted)
+
+
+def _first_rows(prepared: Prepared, recipe: Recipe) -> Samples:
+    """The first rows in the order of training, padded together, for a start that looks at data.
+
+    Which rows, and how many lie together, does not depend on batch size, layout or ranks.
+    """
+    def batches(together: int) -> list[dict[str, Any]]:
+        assert isinstance(prepared.feed, EpochFeed)  # streams are refused with the recipe
+        data, order = prepared.feed.data, prepared.feed.order
+        rows = min(recipe.adapter.init_rows, order.rows_per_epoch)
+        examples = EpochFeed(data, order, rows, rows).step(0)
+        parts = split_rows(examples.lengths, Layout("padded", together, 0), 1)
+        pad_id = prepared.tokenizer.pad_token_id or 0
+        return [collate(examples.tokens, part, Layout("padded", together, 0), pad_id).inputs
+                for part in parts]
+
+    return batches
 
 
 def _keep_record(run: RunDir, record: Record, progress: Progress) -> None:
     """Write record.json, and cut the logs back to where a resumed run goes on."""
-    names = ("torch", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes")
+    names = ("torch", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes",
+             "torchao", "compressed-tensors", "gptqmodel", "optimum")
     versions = {"lorafit": __version__, "python": platform.python_version()}
     for name in names:
         try:
@@ -355,8 +408,7 @@ def _write_result(run: RunDir, recipe: Recipe, adapted: Any, result: Result) -> 
                 f"{best}: the best checkpoint cannot be used: {problem}\n    take the last step "
                 "instead: --resume --set training.keep=last"
             )
-        adapters.restore_adapter(adapted, best)
-    initial = run.initial_adapter if recipe.adapter.alters_base else None
+        restore_adapter(adapted, best)
     with committed_directory(run.adapter, replace=True) as partial:
-        adapters.save_for_original_base(partial, adapted, initial)
+        save_adapter(partial, adapted)
     write_json(run.result, {"status": "done", **asdict(result)})

@@ -17,6 +17,7 @@ from torch import nn
 
 from lorafit.data.batches import Batch
 from lorafit.errors import DivergedError
+from lorafit.model.adapters.step_rule import StepRule
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,13 @@ class StepResult:
 def train_step(
     accelerator: Any, module: nn.Module, optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[Batch], *, step: int, learning_rate: float, seed: int,
-    max_grad_norm: float | None, stop_signal: int = 0,
+    max_grad_norm: float | None, stop_signal: int = 0, rule: StepRule | None = None,
 ) -> StepResult:
     """Forward, backward and update over this rank's micro-batches of step `step` (from 0).
 
     Raises DivergedError, before any weight is touched, when the loss or the gradient is not
-    finite. `module` returns the summed loss of a micro-batch.
+    finite. `module` returns the summed loss of a micro-batch. `rule` is what the
+    adapter's method does beside the update.
     """
     device = accelerator.device
     loss_sum = torch.zeros((), dtype=torch.float32, device=device)
@@ -76,6 +78,8 @@ def train_step(
     gradients = [p.grad for p in parameters if p.grad is not None]
     # Data-parallel engines average over ranks; the mean over tokens is wanted instead.
     torch._foreach_mul_(gradients, accelerator.num_processes / weight)
+    if rule is not None:
+        rule.add_gradients()
     limit = float("inf") if max_grad_norm is None else max_grad_norm
     grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
     loss_per_token = total_loss / weight
@@ -85,8 +89,10 @@ def train_step(
             raise DivergedError(f"the {name} of step {step + 1} is {value}; no weight was changed")
 
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("rate_factor", 1.0)
     optimizer.step()
+    if rule is not None:
+        rule.after_update(step + 1)
     optimizer.zero_grad()
     return StepResult(loss_per_token, grad_norm, int(supervised_tokens), int(tokens),
                       int(computed_tokens), int(signals.max()))

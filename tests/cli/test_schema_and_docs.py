@@ -56,6 +56,6 @@ def test_the_json_schema_refuses_unknown_keys_and_names_what_is_required() -> No
     assert set(schema["properties"]) == set(Recipe.model_fields)
     for definition in [schema, *schema["$defs"].values()]:
         assert definition["additionalProperties"] is False
-    assert schema["$defs"]["Adapter"]["properties"]["rank"]["exclusiveMinimum"] == 0
+    assert schema["$defs"]["Adapter"]["properties"]["rank"]["anyOf"][0]["exclusiveMinimum"] == 0
     assert schema["$defs"]["Model"]["properties"]["dtype"]["enum"] == [
         "auto", "float32", "bfloat16", "float16"]

@@ -122,7 +122,8 @@ print("quiet")
 
 
 @pytest.mark.parametrize("verb", [
-    "train", "check", "init", "schema", "generate", "eval", "merge", "export-adapter"])
+    "train", "check", "preview", "targets", "init", "schema", "generate", "eval", "inspect",
+    "combine", "merge", "export-adapter", "cache"])
 def test_every_verb_has_help(verb):
     assert "Usage" in said(lorafit(verb, "--help"))
 

@@ -15,12 +15,13 @@ from lorafit.data.batches import IGNORED, Batch, collate
 from lorafit.data.packing import Layout, MicroBatch, split_rows
 from lorafit.data.tokens import Tokens
 from lorafit.errors import UserError
-from lorafit.model.adapter import add_adapter
+from lorafit.model.adapters.add import add_adapter
 from lorafit.model.base import TINY, load_base
 from lorafit.model.isolation import ensure_isolated, measure_crossing
 from lorafit.model.loss import SummedLoss, summed_cross_entropy
+from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.auto import IN_RECIPE, Decision
-from lorafit.recipe.schema import Adapter, Model
+from lorafit.recipe.schema import Model
 
 ISOLATED = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "qwen3_moe",
             "olmo2", "smollm3", "gpt2"]

@@ -197,10 +197,10 @@ def test_scaling_a_and_alpha_against_each_other_leaves_training_unchanged():
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lorafit.model.adapter import add_adapter
+    from lorafit.model.adapters.add import add_adapter
     from lorafit.model.base import TINY
     from lorafit.model.loss import summed_cross_entropy
-    from lorafit.recipe.schema import Adapter
+    from lorafit.recipe.adapter import Adapter
 
     ids = torch.arange(60).reshape(3, 20) + 5
     mask = torch.ones_like(ids)

@@ -7,16 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lorafit.errors import UserError
-from lorafit.model.adapter import (
-    add_adapter,
-    check_adapter_files,
-    describe,
-    load_adapter,
-    save_adapter,
-)
+from lorafit.model.adapters.add import add_adapter
+from lorafit.model.adapters.facts import describe
+from lorafit.model.adapters.files import check_adapter_files, load_adapter, save_adapter
 from lorafit.model.base import TINY, load_base, meta_model
 from lorafit.model.targets import resolve_targets
-from lorafit.recipe.schema import Adapter, Model
+from lorafit.recipe.adapter import Adapter
+from lorafit.recipe.schema import Model
 
 LLAMA_3_2_3B = LlamaConfig(
     vocab_size=128256, hidden_size=3072, intermediate_size=8192, num_hidden_layers=28,
@@ -177,9 +174,11 @@ def test_equal_adapters_are_equal_bytes_whatever_the_hash_seed(tmp_path):
     import sys
 
     script = ("import sys, torch\nfrom pathlib import Path\n"
-              "from lorafit.model.adapter import add_adapter, save_adapter\n"
+              "from lorafit.model.adapters.add import add_adapter\n"
+              "from lorafit.model.adapters.files import save_adapter\n"
               "from lorafit.model.base import load_base\n"
-              "from lorafit.recipe.schema import Adapter, Model\n"
+              "from lorafit.recipe.adapter import Adapter\n"
+              "from lorafit.recipe.schema import Model\n"
               "base = load_base(Model(base='tiny'), 'float32', 'eager', torch.device('cpu'))\n"
               "model = add_adapter(base, Adapter(rank=2), 0, 'tiny')\n"
               "path = Path(sys.argv[1]); path.mkdir(); save_adapter(path, model)\n")

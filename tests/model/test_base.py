@@ -57,8 +57,8 @@ def test_a_quantised_base_computes_what_its_dequantised_weights_do(kind):
 def test_gradients_through_a_quantised_base_are_right_before_and_after_an_evaluation(kind):
     """Against an ordinary base that holds the dequantised weights. An evaluation in between must
     not change them: bitsandbytes repacks 4-bit weights for inference on some CPUs."""
-    from lorafit.model.adapter import add_adapter
-    from lorafit.recipe.schema import Adapter
+    from lorafit.model.adapters.add import add_adapter
+    from lorafit.recipe.adapter import Adapter
 
     quantised = load_base(Model(base="tiny", quantization=kind), "float32", "eager", CPU)
     ids = torch.arange(5, 65).reshape(2, 30)

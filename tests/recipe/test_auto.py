@@ -39,6 +39,22 @@ def test_an_unknown_width_falls_back_to_the_plain_rate() -> None:
     assert auto.learning_rate("auto", "llama", None).value == 5e-4
 
 
+@pytest.mark.parametrize(("model_type", "hidden_size"), [("llama", 4096), ("gemma2", 2304)])
+def test_full_fine_tuning_gets_a_tenth_of_loras_rate(model_type: str, hidden_size: int) -> None:
+    full = auto.learning_rate("auto", model_type, hidden_size, "full")
+    assert full.value == pytest.approx(
+        auto.learning_rate("auto", model_type, hidden_size).value / 10)
+    assert full.reason.startswith("full fine-tuning's 5e-5")
+
+
+def test_another_methods_rate_is_loras_and_said_not_to_be_fitted_for_it() -> None:
+    for method in ("paca", "vera", "bottleneck"):
+        decision = auto.learning_rate("auto", "llama", 4096, method)
+        assert decision.value == auto.learning_rate("auto", "llama", 4096).value
+        assert f"not fitted for {method}" in decision.reason
+    assert "not fitted" not in auto.learning_rate("auto", "llama", 4096, "lora").reason
+
+
 @given(st.integers(64, 32_768), st.integers(64, 32_768))
 def test_a_wider_model_never_gets_a_higher_rate(a: int, b: int) -> None:
     narrow, wide = sorted((a, b))

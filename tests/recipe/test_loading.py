@@ -238,7 +238,7 @@ def test_a_weight_of_held_out_rows_is_refused(write: Write, held_out: str) -> No
     ("training: {batch_size: 4, micro_batch_size: 8}", "micro_batch_size 8 is larger than"),
     ("training: {learning_rate: 1e-4, min_learning_rate: 1e-3}", "larger than learning_rate"),
     ("training: {early_stopping: 2}", "needs held-out rows"),
-    ("adapter: {target_modules: '.*q', layers: [1]}", "cannot be combined with a regular"),
+    ("adapter: {rank_per_expert: true, experts: none}", "with experts: none there is none"),
     ("adapter: {dora: true, init: pissa}", "cannot be converted back"),
     ("adapter: {bias: all, init: olora}", "not supported with init olora"),
     ("model: {base: tiny, quantization: nf4}\nadapter: {init: pissa}", "which a base in nf4"),

@@ -1,0 +1,64 @@
+"""Single weights of the base, read from its files one at a time. Never downloads anything."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from lorafit.errors import UserError
+from lorafit.model.base import is_hub_id, resolve_base
+from lorafit.model.weight_files import weight_shards
+from lorafit.recipe.schema import Model
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """The file of each tensor of a model directory."""
+
+    folder: Path
+    shards: dict[str, Path]
+
+    def weight(self, name: str) -> torch.Tensor | None:
+        """A weight by its name in the model, in float32.
+
+        None where the files have no such tensor, have it in a quantised form, or lack the file.
+        """
+        stored = self._stored(name)
+        if stored is None or not self.shards[stored].exists():
+            return None
+        with safe_open(self.shards[stored], "pt") as reader:
+            tensor: torch.Tensor = reader.get_tensor(stored)
+        return tensor.float() if tensor.is_floating_point() and tensor.itemsize > 1 else None
+
+    def _stored(self, name: str) -> str | None:
+        """A weight's name in the files: some are saved within a larger model, or shared."""
+        if name in self.shards:
+            return name
+        if name.endswith("lm_head.weight"):
+            return next((key for key in self.shards if key.endswith("embed_tokens.weight")), None)
+        tail = name.removeprefix("model.")
+        found = [key for key in self.shards if key.endswith(f".{tail}")]
+        return found[0] if len(found) == 1 else None
+
+
+def open_base(model: Model) -> BaseWeights | None:
+    """The base's weights where they are on this machine, None otherwise."""
+    path = Path(resolve_base(model.base))
+    if not path.is_dir():
+        if not is_hub_id(model.base) or (cached := _in_hub_cache(model)) is None:
+            return None
+        path = cached
+    try:
+        return BaseWeights(path, weight_shards(path))
+    except UserError:
+        return None
+
+
+def _in_hub_cache(model: Model) -> Path | None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model.base, revision=model.revision, local_files_only=True))
+    except Exception:  # whatever the reason, the files are not at hand
+        return None
