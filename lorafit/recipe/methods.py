@@ -101,6 +101,7 @@ _PROMPT = "its virtual tokens are no weight of the base"
 _SEEN = "its virtual tokens are seen from the first step on"
 _BEFORE_A_ROW = "its tokens stand before a row, and only the first sequence would have them"
 _KEYS_GIVEN = "recomputing a layer would add its keys and values a second time"
+_PACKED = "it takes a layer's size from the stored weights, which 4 bits pack into another shape"
 
 METHODS: Mapping[str, Method] = MappingProxyType({
     "lora": _peft(
@@ -184,12 +185,12 @@ METHODS: Mapping[str, Method] = MappingProxyType({
     "loha": _peft(
         "LoHaConfig", "Two low-rank products multiplied entry by entry (arXiv 2108.06098)",
         "rank=r alpha rank_pattern alpha_pattern", defaults={"rank": 8, "alpha": 8},
-        quantized=("int8",),
+        quantized=("int8",), why_not_quantized=_PACKED,
     ),
     "lokr": _peft(
         "LoKrConfig", "A Kronecker product (arXiv 2309.14859)",
         "rank=r alpha rank_pattern alpha_pattern", defaults={"rank": 8, "alpha": 8},
-        quantized=("int8",),
+        quantized=("int8",), why_not_quantized=_PACKED,
     ),
     "miss": _peft("MissConfig", "One shared matrix of shards (arXiv 2409.15371)",
                   "rank=r dropout=miss_dropout bias", defaults={"rank": 64},

@@ -35,9 +35,10 @@ QUANTISED = ("nf4", "fp4", "int8")
 KINDS = (*PLAIN, *QUANTISED)
 
 # Where 1e-2 is no learning rate at which four steps lead down.
-RATES = {"c3a": 3e-2, "cartridge": 0.1, "fourierft": 3e-2, "full": 1e-3, "gralora": 1e-3,
-         "hra": 5e-2, "llama_adapter": 0.3, "miss": 3e-3, "osf": 1e-3, "prefix_tuning": 0.1,
-         "prompt_tuning": 0.1, "pvera": 3e-3, "randlora": 1e-3, "unilora": 0.3, "waveft": 1e-3}
+RATES = {"c3a": 3e-2, "cartridge": 0.1, "delora": 3e-3, "fourierft": 3e-2, "full": 1e-3,
+         "gralora": 1e-3, "hra": 5e-2, "llama_adapter": 0.3, "miss": 3e-3, "osf": 1e-3,
+         "prefix_tuning": 0.1, "prompt_tuning": 0.1, "pvera": 3e-3, "randlora": 1e-3,
+         "unilora": 0.3, "waveft": 1e-3}
 # Methods whose start takes seconds for each layer are put on the top layer only.
 SLOW = ("adamss", "boft", "frod", "hra", "tinylora", "waveft")
 

@@ -87,7 +87,8 @@ def _other_kinds(adapted: Any, counted: set[int]) -> tuple[list[AdaptedKind], di
         if is_peft and _is_base_weight(name):
             fully[plain.replace(".modules_to_save.default", "")] = parameter.numel()
             continue
-        plain = plain.removeprefix("base_model.").replace(".default", "").removesuffix(".weight")
+        plain = plain.removeprefix("base_model.").replace(".default", "")
+        plain = plain.removesuffix(".weight").removesuffix(".change")
         kind = layer_kind(plain) if ".layers." in f".{plain}" else plain
         shape = " × ".join(map(str, parameter.shape))
         kinds.setdefault((kind, shape), []).append(parameter.numel())
