@@ -27,9 +27,13 @@ def record(recipe: Recipe, record: Any) -> None:
     console.print(f"base      {base}{stored}, on {record.device}"
                   f"{f', {record.processes} processes' if record.processes > 1 else ''}",
                   markup=False)
-    share = 100 * facts.trainable_parameters / facts.total_parameters
-    console.print(f"trained   {facts.trainable_parameters:,} of {facts.total_parameters:,} "
-                  f"parameters ({share:.4g} %)")
+    if facts is None:
+        console.print(f"trained   by {recipe.adapter.method}, whose size follows from the base's "
+                      "weights: counted when they are loaded")
+    else:
+        share = 100 * facts.trainable_parameters / facts.total_parameters
+        console.print(f"trained   {facts.trainable_parameters:,} of {facts.total_parameters:,} "
+                      f"parameters ({share:.4g} %)")
     for remark in record.remarks:
         console.print(f"{'':<9} {remark}", markup=False)
     for name, report in (("rows", record.train), ("held out", record.held_out)):
@@ -45,7 +49,8 @@ def record(recipe: Recipe, record: Any) -> None:
     if record.resumed_from:
         console.print(f"resumed   from {record.resumed_from}")
     console.print()
-    console.print(_kinds(facts))
+    if facts is not None:
+        console.print(_kinds(facts))
     console.print(_decisions(record.decisions))
 
 
@@ -234,13 +239,16 @@ def _remarks(report: dict[str, Any]) -> list[str]:
 
 def _kinds(facts: Any) -> Table:
     table = Table(title="adapted layers", title_justify="left")
-    for heading in ("kind", "layers", "shape", "rank", "alpha", "scale", "parameters"):
-        table.add_column(heading, justify="left" if heading == "kind" else "right")
+    settings = [key for key in ("rank", "alpha", "scale")  # what the method has
+                if any(getattr(kind, key) is not None for kind in facts.kinds)]
+    for heading in ("kind", "layers", "shape", *settings, "parameters"):
+        table.add_column(heading, justify="left" if heading == "kind" else "right",
+                         overflow="fold")
     for kind in facts.kinds:
-        table.add_row(kind.kind, str(kind.layers), kind.shape, _given(kind.rank),
-                      _given(kind.alpha), _given(kind.scale), f"{kind.parameters:,}")
+        table.add_row(kind.kind, str(kind.layers), kind.shape,
+                      *(_given(getattr(kind, key)) for key in settings), f"{kind.parameters:,}")
     for name, parameters in facts.fully_trained.items():
-        table.add_row(f"{name} (in full)", "1", "", "", "", "", f"{parameters:,}")
+        table.add_row(f"{name} (in full)", "1", "", *("" for _ in settings), f"{parameters:,}")
     return table
 
 

@@ -62,9 +62,10 @@ def check(recipe_path: Path, overrides: list[str]) -> None:
 
     prepared = prepare(recipe, ranks=1, watch=make_display(True).rows_tokenised)
     model = meta_model(prepared.config, trust_remote_code=recipe.model.trust_remote_code)
-    adapted = add_adapter(model, recipe.adapter, recipe.training.seed, recipe.model.base)
+    facts = None if recipe.adapter.row.needs_weights else describe(
+        add_adapter(model, recipe.adapter, recipe.training.seed, recipe.model.base))
     show.record(recipe, Record(
-        prepared.decisions, describe(adapted), prepared.train.as_dict(),
+        prepared.decisions, facts, prepared.train.as_dict(),
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
         str(prepared.device), 1, [], None, remarks=prepared.remarks,
     ))

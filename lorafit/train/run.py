@@ -95,11 +95,12 @@ class Prepared:
 class Record:
     """What a run prints at its start and keeps in record.json.
 
-    remarks: what the adapter section does with this model that a reader may not expect.
+    adapter: None where it can be counted only once the base is loaded. remarks: what the adapter
+    section does with this model that a reader may not expect.
     """
 
     decisions: list[Decision]
-    adapter: AdapterFacts
+    adapter: AdapterFacts | None
     train: dict[str, Any]
     held_out: dict[str, Any] | None
     plan: Plan

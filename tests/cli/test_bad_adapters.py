@@ -85,6 +85,18 @@ def test_an_adapter_that_cannot_work_is_refused_before_it_is_loaded(
         assert words in message, message
 
 
+@pytest.mark.parametrize("method", ["adamss", "frod", "shira"])
+def test_a_size_that_follows_from_the_weights_is_left_open(
+    check: Check, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], method: str,
+) -> None:
+    if method == "adamss":
+        pytest.importorskip("sklearn")
+    monkeypatch.setattr("sys.argv", ["lorafit", "check", "r.yaml", f"--set=adapter.method={method}",
+                                     "--set=adapter.rank=null"])
+    assert cli._run() == 0
+    assert "counted when they are loaded" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("key", "said"), [
     ("adapter.dropout=0.1", "dropout cannot be applied to fused expert weights"),
     ("adapter.dora=true", "DoRA cannot be applied to fused expert weights"),

@@ -46,7 +46,7 @@ HEAD, FOOT = "<!-- bases -->\n", "<!-- end of bases -->\n"
 ABOUT = f"""\
 # Methods
 
-Written by `LORAFIT_WRITE_DOCS=1 python -m pytest tests/methods/test_page.py`; the same test fails
+Written by `LORAFIT_WRITE_DOCS=1 python -m pytest tests/methods/test_methods_page.py`; the same test fails
 when the page is behind. What stands behind `adapter.options` is peft {peft.__version__}'s.
 
 `adapter.method` names one of the methods below. A key of the recipe that a method does not have is
