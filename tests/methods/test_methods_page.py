@@ -47,7 +47,8 @@ ABOUT = f"""\
 # Methods
 
 Written by `LORAFIT_WRITE_DOCS=1 python -m pytest tests/methods/test_methods_page.py`; the same
-test fails when the page is behind. What stands behind `adapter.options` is peft {peft.__version__}'s.
+test fails when the page is behind. What stands behind `adapter.options` is that of peft
+{peft.__version__}.
 
 `adapter.method` names one of the methods below. A key of the recipe that a method does not have is
 refused, and so is an option that it does not have; what is left out has the default given here.
