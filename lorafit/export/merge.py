@@ -6,13 +6,11 @@ checkpoints whose names differ from the modules') is merged in memory by peft, a
 """
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -23,6 +21,7 @@ from lorafit.export.full_base import on_full_base
 from lorafit.export.own import ColumnUpdate, column_updates, trained_weights
 from lorafit.export.verify import Agreement, compare, using
 from lorafit.model.adapters.files import WEIGHTS, load_adapter, method_of
+from lorafit.model.adapters.lora import realised_scale
 from lorafit.model.base import TORCH_DTYPES, load_base, load_config, resolve_base
 from lorafit.model.stored import stored_as
 from lorafit.model.trained import AdapterSource, full_precision
@@ -33,7 +32,7 @@ from lorafit.recipe.schema import Model
 from lorafit.run_dir import committed_directory, refuse_existing, write_json
 
 # ‖Δlogits‖ / ‖logits‖ above which a merge counts as failed. Merging rounds every weight once to
-# the dtype of the base: half a unit in the last place is 2⁻⁹ in bfloat16, 2⁻¹² in float16.
+# the dtype of the base: a relative error of at most 2⁻⁸ in bfloat16, 2⁻¹¹ in float16.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
@@ -203,7 +202,8 @@ def make_plan(source: AdapterSource, folder: Path, shards: dict[str, Path]) -> M
         if not {"A", "B"} <= part.keys():
             raise UserError(f"is incomplete: {module} has only one of A and B",
                             str(source.directory), "copy or export the adapter again")
-        update = Update(part["A"], part["B"], _scale(source.config, module, part),
+        scale = realised_scale(source.config, module, rank=len(part["A"]))
+        update = Update(part["A"], part["B"], scale,
                         part.get("magnitude_vector"), "embedding" in part,
                         bool(source.config.get("fan_in_fan_out")))
         plan.updates[weight] = update
@@ -252,17 +252,6 @@ def _plan_tied(plan: MergePlan, shards: dict[str, Path], tied: bool) -> None:
         original = reader.get_tensor(embedding)
     update = plan.updates.pop("lm_head.weight", None)
     plan.added["lm_head.weight"] = original if update is None else update.apply(original)
-
-
-def _scale(config: dict[str, Any], module: str, part: dict[str, torch.Tensor]) -> float:
-    """alpha / r, or alpha / √r with rsLoRA; r is read from A, alpha by peft's pattern rules."""
-    from peft.utils.other import get_pattern_key
-
-    patterns = config.get("alpha_pattern") or {}
-    key = get_pattern_key(patterns.keys(), module)
-    alpha = patterns.get(key, config["lora_alpha"])
-    rank = part["A"].shape[0]
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
 def _merge_shards(plan: MergePlan, folder: Path, shards: dict[str, Path], output: Path,

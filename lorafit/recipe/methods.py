@@ -24,7 +24,8 @@ class Method:
     """A method, in the words of the recipe.
 
     summary: what it trains. config: peft's configuration class, empty for lorafit's own.
-    fields: peft's name of each key of the recipe that the method takes. defaults: by key of the
+    fields: peft's name of each key of the recipe that the method takes. handled: further keys,
+    which lorafit sees to itself. defaults: by key of the
     recipe. preset: peft's fields that are set otherwise than peft does. own_options: names in
     `adapter.options` of a method that is not peft's, with their values, the default first. where:
     what it adapts. quantized: stored formats of a base on which it trains what it should;

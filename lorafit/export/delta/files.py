@@ -1,6 +1,5 @@
 """A LoRA adapter's file as factors, and factors as a file that plain peft loads."""
 
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from lorafit.errors import UserError
 from lorafit.export.delta.factors import Factors
 from lorafit.model.adapters import paca
 from lorafit.model.adapters.files import CONFIG, WEIGHTS, method_of, only_on, ordered
-from lorafit.model.adapters.lora import base_name, lora_layers
+from lorafit.model.adapters.lora import base_name, lora_layers, realised_scale
 from lorafit.model.adapters.quiet import no_advice
 from lorafit.model.base import load_config, meta_model
 from lorafit.model.trained import AdapterSource
@@ -139,15 +138,6 @@ def refuse_broken(source: AdapterSource, adapter: LoraAdapter) -> None:
         if not (torch.isfinite(layer.factors.a).all() and torch.isfinite(layer.factors.b).all()):
             raise UserError(f"{layer.name} holds values that are not finite",
                             str(source.directory), "take an earlier checkpoint of the run")
-
-
-def realised_scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / √r with rsLoRA; alpha by peft's rule for patterns."""
-    from peft.utils.other import get_pattern_key
-
-    patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"])
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
 def _fused_experts(source: AdapterSource) -> dict[str, tuple[str, int, float]]:

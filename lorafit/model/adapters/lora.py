@@ -1,5 +1,6 @@
 """What only LoRA has: its layers, LoRA-FA, and the conversion to the base as it was."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,15 @@ def lora_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
 def base_name(name: str) -> str:
     """A name in peft's wrapper as it is in the base."""
     return name.removeprefix("base_model.model.")
+
+
+def realised_scale(config: dict[str, Any], module: str, rank: int) -> float:
+    """alpha / r, or alpha / √r with rsLoRA; alpha by peft's rule for patterns."""
+    from peft.utils.other import get_pattern_key
+
+    patterns = config.get("alpha_pattern") or {}
+    alpha = patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"])
+    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
 
 
 def freeze_a(adapted: Any) -> None:
