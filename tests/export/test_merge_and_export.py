@@ -171,8 +171,8 @@ def test_a_wrong_merge_is_noticed(make_recipe, train, tmp_path, monkeypatch):
     """The check is not the computation: with twice the scale in the merge, it fails."""
     recipe = make_recipe(training=LARGE_RATE)
     train(recipe)
-    right = merging._scale
-    monkeypatch.setattr(merging, "_scale", lambda *arguments: 2 * right(*arguments))
+    right = merging.realised_scale
+    monkeypatch.setattr(merging, "realised_scale", lambda *of, **rank: 2 * right(*of, **rank))
     with pytest.raises(VerificationError, match="differs from base"):
         merge(open_adapter(Path(recipe.output.dir)), tmp_path / "merged")
 
