@@ -77,8 +77,8 @@ def reference_lora_linear(x: Tensor, projections: Sequence[Projection], kept: Ke
 def draw_kept(tokens: int, inputs: int, drop_probability: float, device: torch.device) -> Kept:
     """Inputs that are not dropped, from torch's generator of the device.
 
-    Four inputs from one 64-bit number: on a CPU, drawing is most of what dropout costs. The
-    probability is rounded to a multiple of 2⁻¹⁶ and divided by as it is, so the mean is exact.
+    One 64-bit number serves four inputs. The probability is rounded to a multiple of 2⁻¹⁶ and
+    divided by as it is, so the mean is exact.
     """
     dropped = round(drop_probability * 2**16)
     count = tokens * inputs
