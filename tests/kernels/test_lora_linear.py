@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorafit.kernels.lora_linear import (
     Kept,
@@ -70,12 +71,16 @@ def test_any_shapes(tokens, width, rank, outputs, seed):
         torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-10)
 
 
-def test_in_bfloat16_outputs_are_about_as_exact_as_the_references():
-    """What is rounded more (A and B, and their gradients once) stays within bfloat16's step."""
-    case = inputs(64, 96, (80, 40), 8, torch.bfloat16, bias=False)
+@pytest.mark.parametrize("seed", range(3))
+def test_in_bfloat16_outputs_are_as_exact_as_the_references(seed):
+    """Within a quarter: A and B are rounded, which is small beside the rounding of the output.
+    Their own gradients are rounded once more than the reference's, to half a unit of bfloat16."""
+    case = inputs(64, 96, (80, 40), 8, torch.bfloat16, bias=False, seed=seed)
     exact = run(reference_lora_linear, *case, torch.float64)
-    assert max(errors(run(lora_linear, *case), exact)) < 2**-7
-    assert max(errors(run(reference_lora_linear, *case), exact)) < 2**-7
+    fast = errors(run(lora_linear, *case), exact)
+    plain = errors(run(reference_lora_linear, *case), exact)
+    assert all(f < 1.25 * p for f, p in zip(fast[:3], plain[:3], strict=True))  # two y, and dx
+    assert max(fast[3:]) < 2**-8
 
 
 def test_autograd_agrees_with_differences():
@@ -92,20 +97,38 @@ def test_autograd_agrees_with_differences():
     assert torch.autograd.gradcheck(outputs, (x, *flat))
 
 
-def test_nothing_is_computed_for_what_has_no_gradient():
-    x, layers, gradients = inputs(4, 6, (5,), 2, torch.float32, bias=True)
-    weight, a, b, bias = layers[0]
-    b.requires_grad_()
-    (y,) = lora_linear(x, [Projection(lambda: weight, a, b, 1.0, bias)])
-    y.backward(gradients[0])
-    assert b.grad is not None
-    assert a.grad is None
-    assert bias.grad is None
-    assert x.grad is None
+class Products(TorchDispatchMode):
+    """Counts the matrix products that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function._schema.name in ("aten::mm", "aten::addmm", "aten::addmm_")
+        return function(*args, **(kwargs or {}))
 
 
-def test_it_keeps_the_input_and_the_small_product_only():
-    """Of tensors with a row a token: x, once for three projections, and x·Aᵀ."""
+@pytest.mark.parametrize(("trains", "products"), [("ab", 3), ("b", 2), ("xab", 5), ("xb", 4)])
+def test_nothing_is_computed_for_what_has_no_gradient(trains, products):
+    """dy·B always; dB; dA if A is trained; dy·W and ·A if x needs a gradient."""
+    x, layers, gradients = inputs(4, 6, (5,), 2, torch.float32, bias=False)
+    weight, a, b, _ = layers[0]
+    leaves = {"x": x, "a": a, "b": b}
+    for name in trains:
+        leaves[name].requires_grad_()
+    reads = []
+    (y,) = lora_linear(x, [Projection(lambda: reads.append(1) or weight, a, b, 1.0)])
+    with Products() as ran:
+        y.backward(gradients[0])
+    assert ran.count == products
+    assert len(reads) == 1 + ("x" in trains)
+    assert all((leaf.grad is not None) == (name in trains) for name, leaf in leaves.items())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_it_keeps_the_input_and_the_small_product_only(dropout):
+    """In bytes, of tensors with a row a token: x, once for three projections, x·Aᵀ, the mask."""
     x, layers, _ = inputs(50, 64, (64, 64, 64), 4, torch.float32, bias=False)
     x.requires_grad_()
     sizes = {}
@@ -114,12 +137,13 @@ def test_it_keeps_the_input_and_the_small_product_only():
 
     def note(tensor):
         if tensor.shape[0] == 50:
-            sizes[tensor.data_ptr()] = tensor.numel()
+            sizes[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        lora_linear(x, projections)
-    assert sorted(sizes.values()) == [50 * 12, 50 * 64]
+        lora_linear(x, projections, draw_kept(50, 64, dropout, CPU) if dropout else None)
+    mask = [50 * 64] if dropout else []
+    assert sorted(sizes.values()) == sorted([50 * 12 * 4, 50 * 64 * 4, *mask])
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.5, 0.9])
