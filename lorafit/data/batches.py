@@ -9,6 +9,7 @@ import torch
 
 from lorafit.data.packing import Layout, MicroBatch
 from lorafit.data.tokens import Tokens
+from lorafit.kernels.packed_attention import Documents
 
 IGNORED = -100  # label of a position that is not trained, as in torch's cross_entropy
 
@@ -21,7 +22,10 @@ class Batch:
     example, other people's turns, padding. attention_mask: int64, only when padded; position_ids:
     int64, only otherwise, starting at 0 with every example, and with the padding behind the last.
     weights: float32, factor on each label's loss, 0 without a label; None for 1 everywhere.
-    examples: their numbers within the step. tokens: how many there are without padding.
+    documents: where the examples of the row end, when there is one row and it is not padded.
+    predicting: (N,) int64, places in the flattened row or rows whose next token is supervised,
+    found here so that nobody has to ask the device. examples: their numbers within the step.
+    tokens: how many there are without padding.
     """
 
     input_ids: torch.Tensor
@@ -29,6 +33,8 @@ class Batch:
     attention_mask: torch.Tensor | None = None
     position_ids: torch.Tensor | None = None
     weights: torch.Tensor | None = None
+    documents: Documents | None = None
+    predicting: torch.Tensor | None = None
     examples: tuple[int, ...] = ()
     tokens: int = 0
 
@@ -36,11 +42,19 @@ class Batch:
     def inputs(self) -> dict[str, Any]:
         """What SummedLoss.forward takes."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask,
-                "labels": self.labels, "position_ids": self.position_ids, "weights": self.weights}
+                "labels": self.labels, "position_ids": self.position_ids, "weights": self.weights,
+                "documents": self.documents, "predicting": self.predicting}
 
     def to(self, device: torch.device) -> "Batch":
-        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.inputs.items()
-                                 if tensor is not None}
+        """On the device; from pinned memory without waiting for it."""
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True)
+                                 for name, value in self.inputs.items() if value is not None}
+        return replace(self, **moved)
+
+    def pinned(self) -> "Batch":
+        """In memory that a GPU reads without the CPU's help."""
+        moved: dict[str, Any] = {name: value.pin_memory() for name, value in self.inputs.items()
+                                 if value is not None}
         return replace(self, **moved)
 
     @property
@@ -90,11 +104,19 @@ def collate(example: Callable[[int], Tokens], part: MicroBatch, layout: Layout,
         position_ids[j, start:] = np.arange(shape[1] - start)
     padded = layout.batching == "padded"
     weighted = any(tokens.weights is not None for row in rows for tokens in row)
+    is_next = np.zeros(shape, dtype=bool)
+    is_next[:, :-1] = labels[:, 1:] != IGNORED
+    documents = None
+    if not padded and len(rows) == 1:
+        lengths = tuple(len(tokens) for tokens in rows[0])
+        bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        documents = Documents(lengths, torch.from_numpy(bounds))
     return Batch(
         torch.from_numpy(input_ids), torch.from_numpy(labels),
         torch.from_numpy(attention_mask) if padded else None,
         None if padded else torch.from_numpy(position_ids),
-        torch.from_numpy(weights) if weighted else None,
+        torch.from_numpy(weights) if weighted else None, documents,
+        torch.from_numpy(np.flatnonzero(is_next)),
         part.examples, int(attention_mask.sum()) if part.rows else 0,
     )
 

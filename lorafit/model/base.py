@@ -106,6 +106,18 @@ def supports_sdpa(config: Any) -> bool:
     return bool(getattr(model_class, "_supports_sdpa", False))
 
 
+def takes_attention_functions(config: Any) -> bool:
+    """Whether the architecture computes attention by a function that can be replaced, and hands it
+    what a forward pass brings."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        return False
+    return bool(getattr(model_class, "_supports_attention_backend", False))
+
+
 def load_base(section: Model, dtype: str, attention: str, device: torch.device) -> Any:
     """The base model on `device`, frozen, in evaluation mode.
 

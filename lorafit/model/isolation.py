@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from lorafit.errors import UserError
+from lorafit.kernels.packed_attention import Documents
+from lorafit.model.fast.attention import back_to_sdpa, use_packed_attention
+from lorafit.model.loss import model_inputs
 from lorafit.recipe.auto import IN_RECIPE, Decision
 
 # Tokens of a sequence whose neighbour is exchanged, and of that neighbour before it. Short, so
@@ -30,6 +33,7 @@ INFLUENCE_LIMIT = 1e-2
 INT8_INFLUENCE_LIMIT = 0.2
 # Rounding alone: 3e-6 in float32, 6e-3 in float16, 4e-2 in bfloat16, 0.12 with int8.
 ERROR_LIMIT = 0.3
+FLOAT32_ERROR_LIMIT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,37 @@ class Crossing:
     influence: float
     error: float
     influence_limit: float = INFLUENCE_LIMIT
+    error_limit: float = ERROR_LIMIT
 
     @property
     def is_isolated(self) -> bool:
-        return self.influence <= self.influence_limit and self.error <= ERROR_LIMIT
+        return self.influence <= self.influence_limit and self.error <= self.error_limit
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How sequences are laid out, and whether those of a micro-batch stand in one row (`flat`)."""
+
+    batching: Decision
+    flat: bool
+
+
+def settle_packing(model: Any, batching: Decision, attention: str) -> Packing:
+    """The layout that the loaded model computes right, with the attention that is fastest for it.
+
+    A model with SDPA gets attention by sequence, where it hands on what that needs. Where it does
+    not, a layout that the recipe asks for is computed with masks. UserError when the model cannot
+    compute it at all.
+    """
+    is_flash = attention.startswith("flash")
+    if batching.value == "padded":
+        return Packing(batching, is_flash)
+    if attention == "sdpa":
+        use_packed_attention(model)
+        if measure_crossing(model, flat=True).is_isolated:
+            return Packing(batching, True)
+        back_to_sdpa(model)
+    return Packing(ensure_isolated(model, batching, flat=is_flash), is_flash)
 
 
 def ensure_isolated(model: Any, batching: Decision, *, flat: bool) -> Decision:
@@ -88,13 +119,19 @@ def measure_crossing(model: Any, *, flat: bool) -> Crossing:
     before, instead, watched = (
         [torch.from_numpy(random.integers(0, vocabulary, pair[k])) for pair in _PAIRS]
         for k in (0, 0, 1))
-    beside = _logits_in_rows(model, before, watched, flat)
-    exchanged = _logits_in_rows(model, instead, watched, flat)
-    alone = _logits_alone(model, watched)
-    model.train(was_training)
+    try:
+        beside = _logits_in_rows(model, before, watched, flat)
+        exchanged = _logits_in_rows(model, instead, watched, flat)
+        alone = _logits_alone(model, watched)
+    except NotImplementedError:  # attention by sequence does not have what the architecture asks
+        return Crossing(float("inf"), float("inf"))
+    finally:
+        model.train(was_training)
     is_int8 = getattr(model, "is_loaded_in_8bit", False)
+    is_exact = model.dtype == torch.float32 and not is_int8
     return Crossing(_difference(exchanged, beside), _difference(beside, alone),
-                    INT8_INFLUENCE_LIMIT if is_int8 else INFLUENCE_LIMIT)
+                    INT8_INFLUENCE_LIMIT if is_int8 else INFLUENCE_LIMIT,
+                    FLOAT32_ERROR_LIMIT if is_exact else ERROR_LIMIT)
 
 
 def _logits_in_rows(model: Any, before: list[Tensor], watched: list[Tensor],
@@ -112,8 +149,13 @@ def _logits_in_rows(model: Any, before: list[Tensor], watched: list[Tensor],
                                  for pair in pairs])
         position_ids = torch.stack([torch.cat([p, torch.arange(width - len(p))])
                                     for p in positions])
-    logits = model(input_ids=input_ids.to(device), position_ids=position_ids.to(device),
-                   attention_mask=None, use_cache=False).logits
+    documents = None
+    if flat:
+        lengths = [len(part) for pair in zip(before, watched, strict=True) for part in pair]
+        bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        documents = Documents(tuple(lengths), torch.from_numpy(bounds).to(device))
+    inputs = model_inputs(model, input_ids.to(device), None, position_ids.to(device), documents)
+    logits = model(**inputs, use_cache=False).logits
     rows = logits[0].split([len(pair) for pair in pairs]) if flat else logits
     return [row[len(one) : len(one) + len(other)]
             for row, one, other in zip(rows, before, watched, strict=True)]

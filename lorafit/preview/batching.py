@@ -50,11 +50,15 @@ class Batching:
 
 def compare(feed: Feed, steps: int, recipe: Recipe, longest_tokens: int, vocabulary: int,
             device: Device) -> Batching:
-    """Lay out the first `steps` steps in every way, on one rank."""
+    """Lay out the first `steps` steps in every way, on one rank.
+
+    Of the base only the tokenizer is known here; it is taken to be one whose attention can be
+    replaced, as nearly all are.
+    """
     training = recipe.training
     dtype = auto.dtype(recipe.model.dtype, device).value
     attention = auto.attention(recipe.model.attention, device, dtype, True).value
-    is_flash = attention.startswith("flash_attention")
+    by_sequence = attention == "sdpa" or attention.startswith("flash_attention")
     examples = [feed.step(step) for step in range(steps)]
     supervised = sum(step[i].supervised_tokens for step in examples for i in range(len(step)))
     ways = []
@@ -63,9 +67,9 @@ def compare(feed: Feed, steps: int, recipe: Recipe, longest_tokens: int, vocabul
         micro = auto.micro_batch_size(
             training.micro_batch_size, training.batch_size, 1,
             row_tokens if batching == "packed" else longest_tokens, vocabulary, device).value
-        layout = Layout(batching, micro, row_tokens, flat=is_flash)
+        layout = Layout(batching, micro, row_tokens, flat=by_sequence)
         ways.append(_lay_out(examples, layout, supervised))
-    decision = auto.batching(training.batching, attention, device,
+    decision = auto.batching(training.batching, attention, takes_documents=True,
                              keeps_rows_apart=not recipe.adapter.row.why_not_packed)
     return Batching(tuple(ways), decision, steps, training.batch_size, device.name)
 

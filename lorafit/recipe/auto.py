@@ -89,15 +89,15 @@ def attention(setting: str, device: Device, dtype_name: str, supports_sdpa: bool
     return Decision(key, "eager", "the architecture has no other implementation")
 
 
-def batching(setting: str, attention_name: str, device: Device, *,
+def batching(setting: str, attention_name: str, *, takes_documents: bool,
              keeps_rows_apart: bool = True) -> Decision:
     """End to end where the attention takes sequences so, padded elsewhere.
 
-    FlashAttention is told where each sequence of a row ends and computes nothing else. The other
-    implementations get a mask over the whole row, whose work grows with the row's length squared.
+    FlashAttention is told where each sequence of a row ends, and so is lorafit's own with SDPA
+    where the architecture lets attention be replaced (`takes_documents`). The others get a mask
+    over the whole row, whose work grows with the row's length squared.
     `keeps_rows_apart`: whether the adapter works with several sequences in a row; virtual tokens
     stand before a row, not before each of its sequences.
-    Figures: docs/decisions/0011-packing-within-a-step.md.
     """
     key = "training.batching"
     if setting != "auto":
@@ -105,8 +105,11 @@ def batching(setting: str, attention_name: str, device: Device, *,
     if not keeps_rows_apart:
         return Decision(key, "padded", "virtual tokens stand before a row, so it has one sequence")
     if attention_name.startswith("flash_attention"):
-        return Decision(key, "padding_free", "FlashAttention takes sequences end to end, so no "
-                        f"padding is computed (by its design; not timed on {device.name})")
+        return Decision(key, "padding_free", "FlashAttention is told where sequences end, so no "
+                        "padding is computed")
+    if attention_name == "sdpa" and takes_documents:
+        return Decision(key, "padding_free", "attention is computed for each sequence by itself, "
+                        "so no padding is computed")
     return Decision(key, "padded", f"sequences of similar length share a micro-batch; end to end, "
                     f"{attention_name} would compute a mask over all of them")
 

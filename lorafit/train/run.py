@@ -30,7 +30,8 @@ from lorafit.model.adapters.files import restore_adapter, save_adapter
 from lorafit.model.adapters.starts import Samples
 from lorafit.model.adapters.step_rule import step_rule
 from lorafit.model.device import find_device
-from lorafit.model.isolation import ensure_isolated
+from lorafit.model.fast.speed_up import speed_up
+from lorafit.model.isolation import settle_packing
 from lorafit.model.loss import SummedLoss
 from lorafit.model.recompute import recompute_activations
 from lorafit.model.stored import refuse_misfit as refuse_misfit_on_stored
@@ -165,7 +166,8 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
     dtype = auto.dtype(recipe.model.dtype, facts)
     attention = auto.attention(recipe.model.attention, facts, dtype.value,
                                bases.supports_sdpa(config))
-    batching = auto.batching(training.batching, attention.value, facts,
+    batching = auto.batching(training.batching, attention.value,
+                             takes_documents=bases.takes_attention_functions(config),
                              keeps_rows_apart=not recipe.adapter.row.why_not_packed)
     rate = auto.learning_rate(training.learning_rate, text_config.model_type,
                               getattr(text_config, "hidden_size", None), recipe.adapter.method)
@@ -225,9 +227,9 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     if recipe.training.activation_checkpointing:
         recompute_activations(base)
     base.config.use_cache = False
-    is_flash = prepared.decided("model.attention").startswith("flash")
-    batching = ensure_isolated(base, prepared.decision("training.batching"), flat=is_flash)
-    decisions = [batching if decision.key == batching.key else decision
+    packing = settle_packing(base, prepared.decision("training.batching"),
+                             prepared.decided("model.attention"))
+    decisions = [packing.batching if decision.key == packing.batching.key else decision
                  for decision in prepared.decisions]
     adapted = add_adapter(base, recipe.adapter, recipe.training.seed,
                           bases.resolve_base(recipe.model.base),
@@ -254,6 +256,8 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         progress.total_steps = prepared.plan.total_steps
         patience = recipe.training.early_stopping  # may have changed
         progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
+    fast = speed_up(adapted)
+    decisions += fast.decisions
     record = Record(
         decisions, describe(adapted), prepared.train.as_dict(),
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
@@ -265,13 +269,13 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         _keep_record(run, record, progress)
         announce(record)
 
-    module = accelerator.prepare_model(SummedLoss(adapted), device_placement=False)
+    module = accelerator.prepare_model(SummedLoss(adapted, fast.head), device_placement=False)
     timer = _FirstStep(display, started_s)
     with listening() as stop:
         job = Job(
             accelerator, module, adapted, optimizer, prepared.feed, prepared.held_out,
-            Layout(batching.value, prepared.plan.micro_batch_size, recipe.data.max_length_tokens,
-                   flat=is_flash),
+            Layout(packing.batching.value, prepared.plan.micro_batch_size,
+                   recipe.data.max_length_tokens, flat=packing.flat),
             prepared.tokenizer.pad_token_id or 0, recipe.training, prepared.plan, run, timer,
             Sampler(recipe.training.sample_prompts, make_renderer(recipe.data, prepared.tokenizer),
                     recipe.training.sample_tokens),

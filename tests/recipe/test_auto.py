@@ -99,22 +99,23 @@ def test_attention_is_the_fastest_that_applies(
     assert auto.attention("auto", device, dtype, sdpa).value == chosen
 
 
-@pytest.mark.parametrize(("device", "attention", "chosen"), [
-    (GPU, "flash_attention_2", "padding_free"),
-    (GPU, "sdpa", "padded"),
-    (CPU, "sdpa", "padded"),
-    (CPU, "eager", "padded"),
-    (GPU, "flex_attention", "padded"),
+@pytest.mark.parametrize(("attention", "takes_documents", "chosen"), [
+    ("flash_attention_2", True, "padding_free"),
+    ("flash_attention_2", False, "padding_free"),
+    ("sdpa", True, "padding_free"),
+    ("sdpa", False, "padded"),
+    ("eager", True, "padded"),
+    ("flex_attention", True, "padded"),
 ])
 def test_sequences_stand_end_to_end_where_attention_takes_them_so(
-    device: Device, attention: str, chosen: str,
+    attention: str, takes_documents: bool, chosen: str,
 ) -> None:
-    decision = auto.batching("auto", attention, device)
+    decision = auto.batching("auto", attention, takes_documents=takes_documents)
     assert (decision.key, decision.value) == ("training.batching", chosen)
-    if chosen == "padding_free":
-        assert "not timed" in decision.reason
+    decision = auto.batching("auto", attention, takes_documents=True, keeps_rows_apart=False)
+    assert decision.value == "padded"
     for setting in ("padded", "padding_free", "packed"):
-        decision = auto.batching(setting, attention, device)
+        decision = auto.batching(setting, attention, takes_documents=takes_documents)
         assert (decision.value, decision.reason) == (setting, IN_RECIPE)
 
 

@@ -1,0 +1,98 @@
+"""Gated MLPs as one function (kernels/gated_mlp.py), whatever their class is called.
+
+They are recognised by their parts. Whether such a module really computes down(act(gate(x)) · up(x))
+is not read but measured: `speed_up` compares the model before and after.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lorafit.kernels.gated_mlp import ACTIVATIONS, Activation, gated_mlp
+from lorafit.model.fast.linear import (
+    computes_in,
+    dropped_inputs,
+    is_ordinary,
+    projection,
+    why_not_fast,
+    why_not_frozen_linear,
+)
+
+_PARTS = ("gate_proj", "up_proj", "down_proj")
+
+
+class FastGatedMlp:
+    """Mixed into the class of an MLP."""
+
+    lorafit_activation: Activation
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        gate, up, down = parts = [getattr(self, name) for name in _PARTS]
+        if args or kwargs or not all(_is_ordinary(part, x) for part in parts):
+            plain: Any = super()
+            return plain.forward(x, *args, **kwargs)
+        kept = dropped_inputs(gate if _has_adapter(gate) else up, x)  # one mask for both
+        dtype = x.dtype
+        return gated_mlp(x, projection(gate, dtype), projection(up, dtype), projection(down, dtype),
+                         self.lorafit_activation, kept, dropped_inputs(down, x))
+
+
+def gated_mlps(model: nn.Module) -> Iterator[tuple[str, Any, Activation]]:
+    """Name, module and activation of every MLP that can be one function."""
+    for name, module in model.named_modules():
+        parts = [getattr(module, part, None) for part in _PARTS]
+        if any(part is None or _why_not(part) is not None for part in parts):
+            continue
+        others = {id(child) for child in module.children()} - {id(part) for part in parts}
+        has_weights = any(id(child) in others and any(True for _ in child.parameters())
+                          for child in module.children())
+        activation = _activation(module)
+        if activation is not None and not has_weights:
+            yield name, module, activation
+
+
+def make_fast(mlps: Sequence[tuple[Any, Activation]]) -> Callable[[], None]:
+    """Give MLPs their fast forward pass, and return what takes it back."""
+    before = [type(mlp) for mlp, _ in mlps]
+    for mlp, activation in mlps:
+        mlp.__class__ = _fast_class(type(mlp))
+        mlp.lorafit_activation = activation
+
+    def undo() -> None:
+        for (mlp, _), kind in zip(mlps, before, strict=True):
+            mlp.__dict__.pop("lorafit_activation", None)
+            mlp.__class__ = kind
+
+    return undo
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def _fast_class(kind: type) -> type:
+    if kind not in _CLASSES:
+        _CLASSES[kind] = type(kind.__name__, (FastGatedMlp, kind), {})
+    return _CLASSES[kind]
+
+
+def _activation(module: nn.Module) -> Activation | None:
+    config = getattr(module, "config", None)
+    names = [getattr(config, key, None) for key in ("hidden_activation", "hidden_act")]
+    return next((ACTIVATIONS[name] for name in names if name in ACTIVATIONS), None)
+
+
+def _has_adapter(part: Any) -> bool:
+    return hasattr(part, "lora_A")
+
+
+def _why_not(part: Any) -> str | None:
+    if _has_adapter(part):
+        return why_not_fast(part)
+    if part._forward_hooks or part._forward_pre_hooks:
+        return "something listens to it (a hook)"
+    return why_not_frozen_linear(part)
+
+
+def _is_ordinary(part: Any, x: Tensor) -> bool:
+    return is_ordinary(part, x) if _has_adapter(part) else computes_in(part, x)
