@@ -48,7 +48,7 @@ def draw_kept(tokens: int, inputs: int, drop_probability: float, device: torch.d
     (NumPy's SFC64), which takes a quarter of the time.
     """
     dropped = round(drop_probability * 2**16)
-    words = -(-tokens * inputs // 4)
+    words = max(1, -(-tokens * inputs // 4))
     if device.type == "cpu":
         seed = int(torch.empty((), dtype=torch.int64).random_())
         drawn = np.random.SFC64(seed).random_raw(words).view(np.int64)

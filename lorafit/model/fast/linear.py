@@ -96,7 +96,7 @@ def why_not_frozen_linear(base: Any) -> str | None:
     if _is_4bit(base):
         return None
     is_plain = type(base) is nn.Linear or type(base).__name__ == "ParametrizedLinear"
-    if not is_plain:
+    if not is_plain and not _is_transposed(base):
         return f"the base's layer is {type(base).__name__}"
     if not base.weight.is_floating_point() or base.weight.element_size() == 1:
         return f"the base's weight is stored as {str(base.weight.dtype).removeprefix('torch.')}"
@@ -133,6 +133,8 @@ def projection(layer: Any, dtype: torch.dtype) -> Projection:
 def weight_of(base: Any, dtype: torch.dtype) -> Callable[[], Tensor]:
     """Reads the frozen weight, dequantised where it is stored in 4 bits."""
     weight = base.weight
+    if _is_transposed(base):
+        return weight.t
     if not _is_4bit(base):
         return lambda: weight
 
@@ -183,6 +185,11 @@ def _fast_class(kind: type) -> type:
     if kind not in _CLASSES:
         _CLASSES[kind] = type(kind.__name__, (FastLinear, kind), {})
     return _CLASSES[kind]
+
+
+def _is_transposed(base: Any) -> bool:
+    """GPT-2's layers hold their weight as (inputs, outputs)."""
+    return type(base).__name__ == "Conv1D" and type(base).__module__.startswith("transformers")
 
 
 def _is_4bit(base: Any) -> bool:

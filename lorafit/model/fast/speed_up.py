@@ -186,4 +186,5 @@ def _shape(layer: nn.Module) -> str:
     adapter = getattr(layer, "lora_A", {})
     rank = adapter[linear.ADAPTER].weight.shape[0] if linear.ADAPTER in adapter else 0
     bias = "+b" if base.bias is not None else ""
-    return f"{type(base).__name__} {base.out_features}x{base.in_features}{bias} r{rank}"
+    sized: Any = layer  # peft's layers know their sizes, also where the base's class does not
+    return f"{type(base).__name__} {sized.out_features}x{sized.in_features}{bias} r{rank}"
