@@ -11,27 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_TOKENS = 7
+from lorafit.kernels.packed_attention import Documents
+from lorafit.model.fast.attention import NAME, packed_inputs
+
+TOKENS = 7
 
 # Largest relative difference (norms) of an output or a gradient. Rounding alone: 1e-6 in float32,
 # 5e-3 in bfloat16, 8e-4 in float16, on 2 to 4,096 inputs.
 LIMITS = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 
-def outcome(calls: Sequence[nn.Module], width: int, dtype: torch.dtype, device: torch.device
-            ) -> list[Tensor]:
-    """What modules make of one input (1, tokens, width): their outputs, then the gradients of the
-    input and of all that is trained in them. The same input at each call."""
+def outcome(calls: Sequence[nn.Module], width: int, dtype: torch.dtype, device: torch.device,
+            called: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+    """What modules make of one input (1, TOKENS, width): their outputs, then the gradients of the
+    input and of all that is trained in them. The same input at each call. `called` calls the one
+    module there is, where it takes more than the input."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
-    x = drawn(1, _TOKENS, width).requires_grad_()
+    x = drawn(1, TOKENS, width).requires_grad_()
     trained = list({id(p): p for module in calls for p in module.parameters()
                     if p.requires_grad}.values())
     with torch.enable_grad():
-        outputs = [module(x) for module in calls]
+        outputs = [module(x) for module in calls] if called is None else [called(x)]
         gradients = torch.autograd.grad(outputs, [x, *trained], [drawn(*y.shape) for y in outputs],
                                         allow_unused=True)
     return [*(y.detach() for y in outputs),
@@ -85,8 +89,13 @@ def stirred(adapted: nn.Module) -> Iterator[None]:
 
 
 def small_row(model: Any, device: torch.device) -> dict[str, Any]:
-    """Ids of one short row, as a model's forward pass takes them."""
+    """A short row as the model's forward pass takes it: two documents, where its attention does."""
     generator = torch.Generator().manual_seed(2)
     vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (1, _TOKENS), generator=generator).to(device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ids = torch.randint(vocabulary, (1, TOKENS), generator=generator).to(device)
+    if model.config._attn_implementation != NAME:
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    lengths = (3, TOKENS - 3)
+    documents = Documents(lengths, torch.tensor([0, 3, TOKENS], dtype=torch.int32, device=device))
+    positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
+    return {"input_ids": ids, "position_ids": positions, **packed_inputs(ids, documents)}

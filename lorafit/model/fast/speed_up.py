@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.model.adapters.lora import base_name, lora_layers
-from lorafit.model.fast import linear, mlp, proof
+from lorafit.model.fast import block as block_of
+from lorafit.model.fast import linear, mlp, norm, proof
+from lorafit.model.fast.block import attention_blocks
 from lorafit.model.fast.head import OutputHead, find_head, hidden_states
 from lorafit.model.inventory import layer_kind
 from lorafit.recipe.auto import Decision
@@ -18,17 +20,17 @@ from lorafit.recipe.auto import Decision
 
 @dataclass(frozen=True)
 class Unit:
-    """Modules that become fast together: layers that share an input, or one MLP.
+    """Modules that become fast together: layers that share an input, or one MLP, norm or block.
 
-    calls: what is called with an input of `width` numbers a token. kind: units of one kind compute
-    alike, so one of them is compared for all. make: gives them their fast form and returns what
-    takes it back.
+    kind: units of one kind compute alike, so one of them is compared for all. outcome: what they
+    compute from made-up inputs, outputs and gradients. make: each gives them a fast form and
+    returns what takes it back; the first that agrees with the plain one is kept.
     """
 
-    calls: tuple[Any, ...]
-    width: int
     kind: str
-    make: Callable[[], Callable[[], None]]
+    modules: int
+    outcome: Callable[[], Sequence[Tensor]]
+    make: Sequence[Callable[[], Callable[[], None]]]
 
 
 @dataclass(frozen=True)
@@ -44,64 +46,67 @@ def speed_up(adapted: Any) -> FastPath:
     """Make a model with an adapter fast, in place. Draws nothing from torch's generators.
 
     Nothing is changed that computes something else: each kind of unit is compared with what it
-    was, outputs and gradients, on this device.
+    was, outputs and gradients, on this device. What holds other units comes after them.
     """
     weight = adapted.get_base_model().get_input_embeddings().weight
     device, dtype = weight.device, weight.dtype
     with proof.stirred(adapted):
-        head, head_decision, together = _watch(adapted, device, dtype)
+        seen = _watch(adapted, device)
+        head, decision = _head(adapted, seen, dtype)
+        decisions = [decision]
         plain: Counter[str] = Counter()
-        fast: Counter[str] = Counter()
-        grouped = _layer_units(adapted, together, plain)
-        _apply(grouped, fast, plain, device, dtype)
-        mlps: Counter[str] = Counter()
-        refused: Counter[str] = Counter()
-        _apply(_mlp_units(adapted), mlps, refused, device, dtype)
-    decisions = [head_decision]
-    if fast or plain:
-        decisions.append(_decision("adapter layers", fast, plain, "one function a layer, or for "
-                                   "the layers of one input"))
-    if mlps or refused:
-        decisions.append(_decision("gated MLPs", mlps, refused, "one function, which computes the "
-                                   "product of gate and up again"))
+        layers = _layer_units(adapted, seen.together, plain, device, dtype)
+        for key, how, units, refused in (
+            ("adapter layers", "one function a layer, or for the layers of one input", layers,
+             plain),
+            ("gated MLPs", "one function, which computes the product of gate and up again",
+             _mlp_units(adapted, device, dtype), Counter()),
+            ("norms", "one function each", _norm_units(adapted, device, dtype), Counter()),
+            ("attention blocks", "queries and keys are rotated by one function each",
+             _block_units(adapted, seen, device, dtype), Counter()),
+        ):
+            fast = _apply(units, refused, dtype)
+            if fast or refused:
+                decisions.append(_decision(key, fast, refused, how))
     return FastPath(head, decisions)
 
 
-def _watch(adapted: Any, device: torch.device, dtype: torch.dtype
-           ) -> tuple[OutputHead | None, Decision, list[list[Any]]]:
-    """One forward pass: does the head's loss start from the model's logits, and which layers with
-    adapters are given the same tensor?"""
+@dataclass(frozen=True)
+class _Seen:
+    """What one forward pass showed. row: what the model was given. logits: (tokens, V). together:
+    layers with adapters that were given the same tensor. arguments: of attention blocks."""
+
+    row: dict[str, Any]
+    logits: Tensor
+    together: list[list[Any]]
+    arguments: dict[int, dict[str, Any]]
+
+
+@torch.no_grad()
+def _watch(adapted: Any, device: torch.device) -> _Seen:
     calls: list[tuple[int, Any, Tensor]] = []  # the tensors are kept, so that none is reused
+    arguments: dict[int, dict[str, Any]] = {}
 
     def note(module: Any, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor):
             calls.append((id(args[0]), module, args[0]))
 
+    def note_arguments(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not args:
+            arguments[id(module)] = kwargs
+
     layers = [layer for _, layer in lora_layers(adapted)] if hasattr(adapted, "peft_config") else []
+    blocks = [block for _, block in attention_blocks(adapted)]
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    hooks += [block.register_forward_pre_hook(note_arguments, with_kwargs=True)
+              for block in blocks]
     row = proof.small_row(adapted, device)
     try:
-        with torch.no_grad():
-            logits = adapted(**row, use_cache=False).logits.float().flatten(0, 1)
+        logits = adapted(**row, use_cache=False).logits.float().flatten(0, 1)
     finally:
         for hook in hooks:
             hook.remove()
-    head = find_head(adapted)
-    key = "loss"
-    if isinstance(head, str):
-        return None, Decision(key, "plain", f"from the model's logits: {head}"), _groups(calls)
-
-    def ours() -> Sequence[Tensor]:
-        with torch.no_grad():
-            states = hidden_states(head, row)
-            return [head.shaping.of(head.layer(states))]
-
-    wrong = proof.agrees(ours, [logits], dtype)
-    if wrong is not None:
-        return None, Decision(key, "plain", f"from the model's logits: its head {wrong}"), \
-            _groups(calls)
-    return head, Decision(key, "fast", "logits of supervised tokens only, a chunk at a time, none "
-                          "kept"), _groups(calls)
+    return _Seen(row, logits, _groups(calls), arguments)
 
 
 def _groups(calls: Sequence[tuple[int, Any, Tensor]]) -> list[list[Any]]:
@@ -115,8 +120,25 @@ def _groups(calls: Sequence[tuple[int, Any, Tensor]]) -> list[list[Any]]:
     return [group for group in by_input.values() if len(group) > 1]
 
 
-def _layer_units(adapted: Any, together: Sequence[Sequence[Any]], plain: Counter[str]
-                 ) -> list[Unit]:
+def _head(adapted: Any, seen: _Seen, dtype: torch.dtype) -> tuple[OutputHead | None, Decision]:
+    """The head whose loss starts from the model's own logits, if there is one."""
+    head = find_head(adapted)
+    if isinstance(head, str):
+        return None, Decision("loss", "plain", f"from the model's logits: {head}")
+
+    def ours() -> Sequence[Tensor]:
+        with torch.no_grad():
+            states = hidden_states(head, seen.row)
+            return [head.shaping.of(head.layer(states))]
+
+    if (wrong := proof.agrees(ours, [seen.logits], dtype)) is not None:
+        return None, Decision("loss", "plain", f"from the model's logits: its head {wrong}")
+    return head, Decision("loss", "fast", "logits of supervised tokens only, a chunk at a time, "
+                          "none kept")
+
+
+def _layer_units(adapted: Any, together: Sequence[Sequence[Any]], plain: Counter[str],
+                 device: torch.device, dtype: torch.dtype) -> list[Unit]:
     """Layers of LoRA that can be fast; those that cannot are counted in `plain` by reason."""
     if not hasattr(adapted, "peft_config"):
         return []
@@ -126,50 +148,99 @@ def _layer_units(adapted: Any, together: Sequence[Sequence[Any]], plain: Counter
             names[id(layer)] = layer_kind(base_name(name)), layer
         else:
             plain[f"{layer_kind(base_name(name))}: {reason}"] += 1
-    units, seen = [], set()
+    units, done = [], set()
     groups = [[layer for layer in group if id(layer) in names] for group in together]
     for group in [*groups, *([layer] for _, layer in names.values())]:
-        members = [layer for layer in group if id(layer) not in seen]
-        seen |= {id(layer) for layer in members}
+        members = [layer for layer in group if id(layer) not in done]
+        done |= {id(layer) for layer in members}
         if not members:
             continue
         shared = [members] if len(members) > 1 else []
         kind = ", ".join(f"{names[id(layer)][0]} {_shape(layer)}" for layer in members)
-        units.append(Unit(tuple(members), members[0].lora_A[linear.ADAPTER].weight.shape[1], kind,
-                          partial(linear.make_fast, members, shared)))
+        width = members[0].lora_A[linear.ADAPTER].weight.shape[1]
+        units.append(Unit(kind, len(members),
+                          partial(proof.outcome, members, width, dtype, device),
+                          [partial(linear.make_fast, members, shared)]))
     return units
 
 
-def _mlp_units(adapted: Any) -> list[Unit]:
+def _mlp_units(adapted: Any, device: torch.device, dtype: torch.dtype) -> list[Unit]:
     units = []
     for name, module, activation in mlp.gated_mlps(adapted):
-        width = getattr(module.gate_proj, "base_layer", module.gate_proj).in_features
         parts = (module.gate_proj, module.up_proj, module.down_proj)
         kind = f"{layer_kind(base_name(name))} {' '.join(map(_shape, parts))}"
-        units.append(Unit((module,), width, kind,
-                          partial(mlp.make_fast, [(module, activation)])))
+        units.append(Unit(kind, 1,
+                          partial(proof.outcome, [module], parts[0].in_features, dtype, device),
+                          [partial(mlp.make_fast, [(module, activation)])]))
     return units
 
 
-def _apply(units: Sequence[Unit], fast: Counter[str], plain: Counter[str], device: torch.device,
-           dtype: torch.dtype) -> None:
-    """Make units fast, if the first of their kind agrees with what it was."""
-    verdicts: dict[str, str | None] = {}
+def _norm_units(adapted: Any, device: torch.device, dtype: torch.dtype) -> list[Unit]:
+    units = []
+    for _, module in norm.norms(adapted):
+        if module.weight.dtype != dtype:
+            continue
+        width = len(module.weight)
+        kind = f"{type(module).__name__} {width} {norm.epsilon_of(module)}"
+        units.append(Unit(kind, 1, partial(proof.outcome, [module], width, dtype, device),
+                          [partial(norm.make_fast, module, adds_one=adds_one)
+                           for adds_one in (False, True)]))
+    return units
+
+
+def _block_units(adapted: Any, seen: _Seen, device: torch.device, dtype: torch.dtype) -> list[Unit]:
+    """Attention blocks, where the model computes attention by document."""
+    if "documents" not in seen.row:
+        return []
+    units = []
+    for _, block in attention_blocks(adapted):
+        given = seen.arguments.get(id(block))
+        if given is None or "hidden_states" not in given:
+            continue
+        settings = {key: value for key, value in vars(block).items()
+                    if isinstance(value, bool | int | float | str | None) and key != "layer_idx"}
+        kind = f"{type(block).__name__} {sorted(settings.items(), key=str)}"
+        width = given["hidden_states"].shape[-1]
+        rest = {key: value for key, value in given.items() if key != "hidden_states"}
+
+        def called(x: Tensor, block: Any = block, rest: dict[str, Any] = rest) -> Tensor:
+            output: Tensor = block(hidden_states=x, **rest)[0]
+            return output
+
+        units.append(Unit(kind, 1, partial(proof.outcome, [block], width, dtype, device, called),
+                          [partial(block_of.make_fast, block)]))
+    return units
+
+
+def _apply(units: Sequence[Unit], plain: Counter[str], dtype: torch.dtype) -> Counter[str]:
+    """Make units fast, where the first of their kind agrees with what it was; count them by kind.
+    Those that do not are counted in `plain` by reason."""
+    verdicts: dict[str, tuple[int, str | None]] = {}  # which form is kept, or what is wrong
+    fast: Counter[str] = Counter()
     for unit in units:
         if unit.kind not in verdicts:
-            wanted = proof.outcome(unit.calls, unit.width, dtype, device)
-            undo = unit.make()
-            verdicts[unit.kind] = proof.agrees(
-                partial(proof.outcome, unit.calls, unit.width, dtype, device), wanted, dtype)
-            if verdicts[unit.kind] is not None:
-                undo()
-        elif verdicts[unit.kind] is None:
-            unit.make()
-        wrong = verdicts[unit.kind]
+            verdicts[unit.kind] = _first_that_agrees(unit, dtype)
+        elif verdicts[unit.kind][1] is None:
+            unit.make[verdicts[unit.kind][0]]()
+        wrong = verdicts[unit.kind][1]
         if wrong is None:
-            fast[unit.kind] += len(unit.calls)
+            fast[unit.kind] += unit.modules
         else:
-            plain[f"{unit.kind}: {wrong}"] += len(unit.calls)
+            plain[f"{unit.kind}: {wrong}"] += unit.modules
+    return fast
+
+
+def _first_that_agrees(unit: Unit, dtype: torch.dtype) -> tuple[int, str | None]:
+    wanted = unit.outcome()
+    wrong: str | None = None
+    for number, make in enumerate(unit.make):
+        undo = make()
+        found = proof.agrees(unit.outcome, wanted, dtype)
+        if found is None:
+            return number, None
+        wrong = wrong or found
+        undo()
+    return 0, wrong
 
 
 def _decision(key: str, fast: Counter[str], plain: Counter[str], how: str) -> Decision:
