@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorafit.errors import UserError
 from lorafit.kernels.packed_attention import Documents
-from lorafit.model.fast.attention import back_to_sdpa, use_packed_attention
+from lorafit.model.fast.attention import NAME, back_to_sdpa, use_packed_attention
 from lorafit.model.loss import model_inputs
 from lorafit.recipe.auto import IN_RECIPE, Decision
 
@@ -123,7 +123,12 @@ def measure_crossing(model: Any, *, flat: bool) -> Crossing:
         beside = _logits_in_rows(model, before, watched, flat)
         exchanged = _logits_in_rows(model, instead, watched, flat)
         alone = _logits_alone(model, watched)
-    except NotImplementedError:  # attention by sequence does not have what the architecture asks
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, RuntimeError, ValueError, TypeError):
+        if model.config._attn_implementation != NAME:
+            raise
+        # Attention by sequence lacks what the architecture asks of it, or is not called by it.
         return Crossing(float("inf"), float("inf"))
     finally:
         model.train(was_training)

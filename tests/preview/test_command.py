@@ -34,7 +34,7 @@ def test_a_pipe_gets_everything_without_colour(recipe: str, gsm8k: Path) -> None
     assert "\x1b" not in out
     assert "⟦Natalia sold 48/2 = <<48/2=24>>24 clips in May.↵" in out
     assert "#### 72<|end|>⟧↵" in out
-    for part in ("template", "trained", "lengths, in tokens", "median", "▸ padded", "packed",
+    for part in ("template", "trained", "lengths, in tokens", "median", "▸ padding_free", "packed",
                  "nothing found", "200 rows read, 200 used", "next      lorafit check"):
         assert part in out
     assert max(map(len, out.split("next  ")[0].splitlines())) <= 100

@@ -180,7 +180,7 @@ def test_batching_counts_what_is_computed(way: str, make_recipe: Callable[..., R
     batches = []
     for step in range(3):
         examples = feed.step(step)
-        layout = Layout(way, 2, 64)
+        layout = Layout(way, 2, 64, flat=True)  # as with SDPA, by sequence
         batches += [collate(examples.tokens, part, layout, 0)
                     for part in split_rows(examples.lengths, layout, 1)]
     (seen,) = [each for each in preview(recipe).batching.ways if each.batching == way]

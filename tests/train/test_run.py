@@ -89,15 +89,15 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(make_recipe, 
     from lorafit.model import loss as losses
 
     calls = []
-    real = losses.summed_cross_entropy
+    real = losses.cross_entropy_of_states
 
-    def poisoned(model, *batch):
-        value = real(model, *batch)
+    def poisoned(*batch):
+        value = real(*batch)
         if torch.is_grad_enabled():
             calls.append(1)
         return value * float("inf") if len(calls) == 6 and torch.is_grad_enabled() else value
 
-    monkeypatch.setattr(losses, "summed_cross_entropy", poisoned)
+    monkeypatch.setattr(losses, "cross_entropy_of_states", poisoned)
     recipe = make_recipe(training={"checkpoint_every": 1})
     with pytest.raises(DivergedError, match=r"step 3 .*\n.*rows of this step: .*train\.jsonl:\d+"):
         train(recipe)

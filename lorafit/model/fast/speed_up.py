@@ -22,11 +22,13 @@ from lorafit.recipe.auto import Decision
 class Unit:
     """Modules that become fast together: layers that share an input, or one MLP, norm or block.
 
-    kind: units of one kind compute alike, so one of them is compared for all. outcome: what they
-    compute from made-up inputs, outputs and gradients. make: each gives them a fast form and
-    returns what takes it back; the first that agrees with the plain one is kept.
+    label: what a person calls them. kind: units of one kind compute alike, so one of them is
+    compared for all. outcome: what they compute from made-up inputs, outputs and gradients. make:
+    each gives them a fast form and returns what takes it back; the first that agrees with the
+    plain one is kept.
     """
 
+    label: str
     kind: str
     modules: int
     outcome: Callable[[], Sequence[Tensor]]
@@ -156,9 +158,10 @@ def _layer_units(adapted: Any, together: Sequence[Sequence[Any]], plain: Counter
         if not members:
             continue
         shared = [members] if len(members) > 1 else []
-        kind = ", ".join(f"{names[id(layer)][0]} {_shape(layer)}" for layer in members)
+        label = ", ".join(names[id(layer)][0] for layer in members)
+        kind = f"{label} {' '.join(map(_shape, members))}"
         width = members[0].lora_A[linear.ADAPTER].weight.shape[1]
-        units.append(Unit(kind, len(members),
+        units.append(Unit(label, kind, len(members),
                           partial(proof.outcome, members, width, dtype, device),
                           [partial(linear.make_fast, members, shared)]))
     return units
@@ -168,8 +171,9 @@ def _mlp_units(adapted: Any, device: torch.device, dtype: torch.dtype) -> list[U
     units = []
     for name, module, activation in mlp.gated_mlps(adapted):
         parts = (module.gate_proj, module.up_proj, module.down_proj)
-        kind = f"{layer_kind(base_name(name))} {' '.join(map(_shape, parts))}"
-        units.append(Unit(kind, 1,
+        label = layer_kind(base_name(name))
+        kind = f"{label} {' '.join(map(_shape, parts))}"
+        units.append(Unit(label, kind, 1,
                           partial(proof.outcome, [module], parts[0].in_features, dtype, device),
                           [partial(mlp.make_fast, [(module, activation)])]))
     return units
@@ -181,8 +185,9 @@ def _norm_units(adapted: Any, device: torch.device, dtype: torch.dtype) -> list[
         if module.weight.dtype != dtype:
             continue
         width = len(module.weight)
-        kind = f"{type(module).__name__} {width} {norm.epsilon_of(module)}"
-        units.append(Unit(kind, 1, partial(proof.outcome, [module], width, dtype, device),
+        label = type(module).__name__
+        kind = f"{label} {width} {norm.epsilon_of(module)}"
+        units.append(Unit(label, kind, 1, partial(proof.outcome, [module], width, dtype, device),
                           [partial(norm.make_fast, module, adds_one=adds_one)
                            for adds_one in (False, True)]))
     return units
@@ -199,7 +204,8 @@ def _block_units(adapted: Any, seen: _Seen, device: torch.device, dtype: torch.d
             continue
         settings = {key: value for key, value in vars(block).items()
                     if isinstance(value, bool | int | float | str | None) and key != "layer_idx"}
-        kind = f"{type(block).__name__} {sorted(settings.items(), key=str)}"
+        label = type(block).__name__
+        kind = f"{label} {sorted(settings.items(), key=str)}"
         width = given["hidden_states"].shape[-1]
         rest = {key: value for key, value in given.items() if key != "hidden_states"}
 
@@ -207,7 +213,8 @@ def _block_units(adapted: Any, seen: _Seen, device: torch.device, dtype: torch.d
             output: Tensor = block(hidden_states=x, **rest)[0]
             return output
 
-        units.append(Unit(kind, 1, partial(proof.outcome, [block], width, dtype, device, called),
+        units.append(Unit(label, kind, 1,
+                          partial(proof.outcome, [block], width, dtype, device, called),
                           [partial(block_of.make_fast, block)]))
     return units
 
@@ -224,9 +231,9 @@ def _apply(units: Sequence[Unit], plain: Counter[str], dtype: torch.dtype) -> Co
             unit.make[verdicts[unit.kind][0]]()
         wrong = verdicts[unit.kind][1]
         if wrong is None:
-            fast[unit.kind] += unit.modules
+            fast[unit.label] += unit.modules
         else:
-            plain[f"{unit.kind}: {wrong}"] += unit.modules
+            plain[f"{unit.label}: {wrong}"] += unit.modules
     return fast
 
 
