@@ -2,8 +2,9 @@
 
 Kept for the backward pass are x, gate(x), up(x) and the thin products. act(gate(x)) and the product
 with up(x), which plain autograd keeps too, are computed again: for a Llama that is half of what an
-MLP keeps, for two element-wise operations. In the backward pass three tensors of the inner width
-exist at once.
+MLP keeps, for two element-wise operations. With `keeps_inner` off, gate(x) and up(x) are computed
+again too, and nothing of the inner width is kept. In the backward pass three or four tensors of
+that width exist at once.
 
 Letters: T tokens, I inputs, M inner width, O outputs.
 """
@@ -68,14 +69,14 @@ ACTIVATIONS = {
 
 
 def gated_mlp(x: Tensor, gate: Projection, up: Projection, down: Projection,
-              activation: Activation, kept: Kept | None = None, kept_inner: Kept | None = None
-              ) -> Tensor:
+              activation: Activation, kept: Kept | None = None, kept_inner: Kept | None = None,
+              *, keeps_inner: bool = True) -> Tensor:
     """(…, O) of x (…, I). kept: dropout before the adapters of gate and up; kept_inner: before
     that of down, (T, M)."""
     flat = x.reshape(-1, x.shape[-1])
     tensors = [tensor for p in (gate, up, down) for tensor in p.tensors]
     apply: Any = _GatedMlp.apply
-    y = apply(flat, kept, kept_inner, activation, (gate, up, down), *tensors)
+    y = apply(flat, kept, kept_inner, activation, keeps_inner, (gate, up, down), *tensors)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -91,7 +92,7 @@ def reference_gated_mlp(x: Tensor, gate: Projection, up: Projection, down: Proje
 class _GatedMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kept: Kept | None, kept_inner: Kept | None,
-                activation: Activation, projections: tuple[Projection, ...],
+                activation: Activation, keeps_inner: bool, projections: tuple[Projection, ...],
                 *tensors: Tensor | None) -> Tensor:
         gate, up, down = projections
         (g, u), h = project(x, (gate, up), kept)
@@ -100,7 +101,9 @@ class _GatedMlp(torch.autograd.Function):
         (y,), h_inner = project(inner.mul_(u), (down,), kept_inner)
         has_adapter = gate.a is not None or up.a is not None
         masks = [None if k is None else k.mask for k in (kept, kept_inner)]
-        ctx.save_for_backward(x if has_adapter else None, g, u, h, h_inner, *masks, *tensors)
+        inner_kept = (g, u) if keeps_inner else (None, None)
+        ctx.save_for_backward(x if has_adapter or not keeps_inner else None, *inner_kept, h,
+                              h_inner, *masks, *tensors)
         ctx.kept_probabilities = [1.0 if k is None else k.probability for k in (kept, kept_inner)]
         ctx.activation = activation
         ctx.frozen = without_tensors(projections)
@@ -112,7 +115,9 @@ class _GatedMlp(torch.autograd.Function):
         kept, kept_inner = (None if m is None else Kept(m, p) for m, p in
                             zip((mask, mask_inner), ctx.kept_probabilities, strict=True))
         gate, up, down = with_tensors(ctx.frozen, tensors)
-        needs: Sequence[bool] = ctx.needs_input_grad[5:]
+        needs: Sequence[bool] = ctx.needs_input_grad[6:]
+        if g is None:
+            (g, u), _ = project(x, (gate, up), kept)
         needs_inner = ctx.needs_input_grad[0] or any(needs[:6])
         activated = torch.empty_like(g)
         ctx.activation.into(g, activated)
@@ -120,10 +125,10 @@ class _GatedMlp(torch.autograd.Function):
         d_inner, trained_down = project_backward(
             gradients, inner, h_inner, [down], kept_inner, needs_inner, needs[6:])
         if d_inner is None:
-            return None, None, None, None, None, *[None] * 6, *trained_down
+            return *[None] * 12, *trained_down
         du = torch.mul(d_inner, activated, out=inner)
         d_activated = d_inner.mul_(u)
         ctx.activation.gradient(d_activated, g, activated)
         dx, trained = project_backward(
             (activated, du), x, h, [gate, up], kept, ctx.needs_input_grad[0], needs[:6])
-        return dx, None, None, None, None, *trained, *trained_down
+        return dx, *[None] * 5, *trained, *trained_down

@@ -61,7 +61,8 @@ def cross_entropy_of_states(model: Any, head: OutputHead, input_ids: Tensor,
     if predicting is None:
         predicting = predicting_places(labels)
     inputs = model_inputs(model, input_ids, attention_mask, position_ids, documents)
-    states = hidden_states(head, inputs).index_select(0, predicting)
+    with head.only(predicting):
+        states = hidden_states(head, inputs).index_select(0, predicting)
     chosen = labels.flatten().index_select(0, predicting + 1)
     factors = None if weights is None else weights.flatten().index_select(0, predicting + 1)
     return head.loss(states, chosen, factors)

@@ -1,5 +1,7 @@
 """The fused MLP against its plain reference and against float64."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -48,12 +50,14 @@ def errors(got, wanted):
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("adapted", ["gate up down", "down", "up", "gate down", ""])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_it_is_the_reference_in_float32(activation, adapted, dropout):
+@pytest.mark.parametrize("keeps_inner", [True, False])
+def test_it_is_the_reference_in_float32(activation, adapted, dropout, keeps_inner):
     case = parts(torch.float32, adapted, bias=True)
     masks = (draw_kept(TOKENS, WIDTH, dropout, CPU), draw_kept(TOKENS, INNER, dropout, CPU)) \
         if dropout else (None, None)
     exact = run(reference_gated_mlp, case, activation, masks, torch.float64)
-    assert max(errors(run(gated_mlp, case, activation, masks), exact)) < 1e-5
+    function = partial(gated_mlp, keeps_inner=keeps_inner)
+    assert max(errors(run(function, case, activation, masks), exact)) < 1e-5
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
@@ -85,6 +89,7 @@ def test_it_keeps_half_of_what_the_reference_keeps_of_the_inner_width():
         return len(seen)
 
     assert kept_by(gated_mlp) == 2
+    assert kept_by(partial(gated_mlp, keeps_inner=False)) == 0
     assert kept_by(reference_gated_mlp) >= 4
 
 

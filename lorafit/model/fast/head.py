@@ -1,6 +1,7 @@
 """From hidden states to the loss, past the model's own logits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,14 @@ class OutputHead:
     """The parts of a causal language model around its logits.
 
     backbone: gives the last hidden states. layer: (n, H) to (n, V). shaping: what the architecture
-    does to logits afterwards.
+    does to logits afterwards. last_mlp: the last layer's MLP, where it can be told to compute the
+    tokens alone whose states are wanted: nothing mixes tokens after it.
     """
 
     backbone: Any
     layer: Any
     shaping: Shaping
+    last_mlp: Any = None
 
     def loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Summed loss of hidden states (N, H) for targets (N,), factors (N,) or None for 1."""
@@ -36,6 +39,19 @@ class OutputHead:
                                          shaping=self.shaping)
         return cross_entropy_through(self.layer, trained, hidden, targets, weights=weights,
                                      vocabulary=self.vocabulary, shaping=self.shaping)
+
+    @contextmanager
+    def only(self, places: Tensor) -> Iterator[None]:
+        """Compute no more than what the states of these tokens (N,) need. Other states are wrong
+        then."""
+        if self.last_mlp is None:
+            yield
+            return
+        self.last_mlp.lorafit_places = places
+        try:
+            yield
+        finally:
+            self.last_mlp.lorafit_places = None
 
     @property
     def trained(self) -> Sequence[nn.Parameter]:

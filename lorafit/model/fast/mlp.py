@@ -23,19 +23,31 @@ _PARTS = ("gate_proj", "up_proj", "down_proj")
 
 
 class FastGatedMlp:
-    """Mixed into the class of an MLP."""
+    """Mixed into the class of an MLP.
+
+    lorafit_keeps_inner: whether gate(x) and up(x) are kept for the backward pass. lorafit_places:
+    the tokens (N,) of the flattened input whose output is wanted; None for all.
+    """
 
     lorafit_activation: Activation
+    lorafit_keeps_inner: bool = True
+    lorafit_places: Tensor | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         gate, up, down = parts = [getattr(self, name) for name in _PARTS]
         if args or kwargs or not all(_is_ordinary(part, x) for part in parts):
             plain: Any = super()
             return plain.forward(x, *args, **kwargs)
-        kept = dropped_inputs(gate if _has_adapter(gate) else up, x)  # one mask for both
-        dtype = x.dtype
-        return gated_mlp(x, projection(gate, dtype), projection(up, dtype), projection(down, dtype),
-                         self.lorafit_activation, kept, dropped_inputs(down, x))
+        places, dtype = self.lorafit_places, x.dtype
+        wanted = x if places is None else x.flatten(0, -2).index_select(0, places)
+        kept = dropped_inputs(gate if _has_adapter(gate) else up, wanted)  # one mask for both
+        y = gated_mlp(wanted, projection(gate, dtype), projection(up, dtype),
+                      projection(down, dtype), self.lorafit_activation, kept,
+                      dropped_inputs(down, wanted), keeps_inner=self.lorafit_keeps_inner)
+        if places is None:
+            return y
+        everywhere = y.new_zeros(x.numel() // x.shape[-1], y.shape[-1]).index_copy(0, places, y)
+        return everywhere.view(*x.shape[:-1], -1)
 
 
 def gated_mlps(model: nn.Module) -> Iterator[tuple[str, Any, Activation]]:
@@ -61,7 +73,8 @@ def make_fast(mlps: Sequence[tuple[Any, Activation]]) -> Callable[[], None]:
 
     def undo() -> None:
         for (mlp, _), kind in zip(mlps, before, strict=True):
-            mlp.__dict__.pop("lorafit_activation", None)
+            for name in ("lorafit_activation", "lorafit_keeps_inner", "lorafit_places"):
+                mlp.__dict__.pop(name, None)
             mlp.__class__ = kind
 
     return undo

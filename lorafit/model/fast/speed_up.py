@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,8 @@ def speed_up(adapted: Any) -> FastPath:
             fast = _apply(units, refused, dtype)
             if fast or refused:
                 decisions.append(_decision(key, fast, refused, how))
+        if head is not None:
+            head = _with_last_mlp(head, seen, dtype)
     return FastPath(head, decisions)
 
 
@@ -135,8 +137,29 @@ def _head(adapted: Any, seen: _Seen, dtype: torch.dtype) -> tuple[OutputHead | N
 
     if (wrong := proof.agrees(ours, [seen.logits], dtype)) is not None:
         return None, Decision("loss", "plain", f"from the model's logits: its head {wrong}")
-    return head, Decision("loss", "fast", "logits of supervised tokens only, a chunk at a time, "
+    return head, Decision("loss", "fast", "for supervised tokens only, logits a chunk at a time, "
                           "none kept")
+
+
+@torch.no_grad()
+def _with_last_mlp(head: OutputHead, seen: _Seen, dtype: torch.dtype) -> OutputHead:
+    """The head, with the last layer's MLP computed for the tokens with a loss alone, where their
+    states stay what they were. Not with activation checkpointing, which computes the layer again
+    when the tokens are no longer known."""
+    layers: Any = getattr(head.backbone, "layers", None)
+    last = getattr(layers[-1], "mlp", None) if layers else None
+    if not isinstance(last, mlp.FastGatedMlp) or getattr(
+            layers[-1], "gradient_checkpointing", False):
+        return head
+    places = torch.tensor([1, proof.TOKENS - 2], device=seen.logits.device)
+    able = replace(head, last_mlp=last)
+    wanted = [hidden_states(head, seen.row)[places]]
+
+    def ours() -> list[Tensor]:
+        with able.only(places):
+            return [hidden_states(head, seen.row)[places]]
+
+    return able if proof.agrees(ours, wanted, dtype) is None else head
 
 
 def _layer_units(adapted: Any, together: Sequence[Sequence[Any]], plain: Counter[str],
