@@ -33,6 +33,13 @@ def find_device() -> tuple[torch.device, Device]:
     return torch.device("cpu"), Device("cpu", name, has_bfloat16=has_tiles)
 
 
+def device_memory_bytes(device: torch.device) -> int:
+    """All memory of a device; a CPU's is the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def gpu_count() -> int:
     """GPUs that training can be spread over; 0 where it runs on a CPU or another accelerator."""
     if os.environ.get("LORAFIT_DEVICE") not in (None, "cuda"):

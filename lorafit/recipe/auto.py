@@ -74,6 +74,9 @@ def dtype(setting: str, device: Device) -> Decision:
         return Decision(key, "bfloat16", f"{device.name} computes in it natively")
     if device.kind == "cuda":
         return Decision(key, "float16", f"{device.name} has no native bfloat16")
+    if device.kind == "cpu":
+        return Decision(key, "float32", f"{device.name} has no matrix tiles (AMX), and without "
+                        "them float32 is faster than bfloat16")
     return Decision(key, "float32", f"{device.name} has no native bfloat16, so float32 is faster")
 
 
@@ -136,6 +139,33 @@ def micro_batch_size(setting: int | str, batch_size: int, ranks: int, longest_to
         return Decision(key, value, "the whole batch fits at once")
     return Decision(key, value, f"{value} rows of up to {longest_tokens} tokens stay within "
                     f"{budget_tokens} tokens")
+
+
+# Of a device's memory: the rest is for what allocators and libraries take.
+_USABLE_MEMORY = 0.85
+
+
+def activation_checkpointing(kept_bytes: dict[str, float], held_bytes: int, memory_bytes: int
+                             ) -> Decision:
+    """The way that keeps most of the forward pass and fits.
+
+    kept_bytes: by way (none, selective, full, as far as there are), what a micro-batch keeps.
+    held_bytes: what is there in any case. memory_bytes: the device's.
+    """
+    key = "training.activation_checkpointing"
+    room = _USABLE_MEMORY * memory_bytes - held_bytes
+    ways = {way: kept_bytes[way] for way in ("none", "selective", "full") if way in kept_bytes}
+    chosen = next((way for way, kept in ways.items() if kept <= room), list(ways)[-1])
+
+    def gib(size: float) -> str:
+        return f"{size / 2**30:.2g}" if size < 2**30 else f"{size / 2**30:.1f}"
+
+    before = list(ways)[: list(ways).index(chosen)]
+    reason = f"a micro-batch keeps {gib(ways[chosen])} GiB"
+    if before:
+        reason += "".join(f", with {way} {gib(ways[way])}" for way in before)
+    reason += f"; {gib(max(room, 0))} GiB are there for it"
+    return Decision(key, chosen, reason)
 
 
 def total_rows(epochs: float | None, steps: int | None, batch_size: int, rows: int) -> int:

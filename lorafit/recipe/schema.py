@@ -270,8 +270,10 @@ class Training(Section):
     """Decoupled weight decay on every trained weight."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Clip the gradient to this Euclidean norm; null switches clipping off."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    """What the backward pass computes again instead of finding it kept: nothing (`none`), the
+    inner tensors of gated MLPs (`selective`: about half the memory), or whole layers (`full`, also
+    `true`: least memory, about a third more time). `auto` keeps what fits into the device."""
     eval_every: PositiveInt | None = None
     """Evaluate after every so many steps, and always at the end. Ten times a run if left out."""
     early_stopping: PositiveInt | None = None
@@ -288,6 +290,11 @@ class Training(Section):
     """Longest sample answer, in tokens."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of everything random: start of A, order of rows, dropout."""
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
     @field_validator("warmup")
     @classmethod
@@ -357,7 +364,7 @@ class Recipe(Section):
             raise ValueError(f"training.batching {self.training.batching} puts several sequences "
                              f"into a row, which {method} cannot do: {row.why_not_packed}; "
                              "use padded")
-        if row.why_not_recomputed and self.training.activation_checkpointing:
+        if row.why_not_recomputed and self.training.activation_checkpointing == "full":
             raise ValueError(f"training.activation_checkpointing cannot be combined with {method}: "
                              f"{row.why_not_recomputed}; set it to false")
         if self.training.lora_plus_ratio != 1 and method != "lora":

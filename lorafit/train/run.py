@@ -29,11 +29,11 @@ from lorafit.model.adapters.facts import AdapterFacts, describe
 from lorafit.model.adapters.files import restore_adapter, save_adapter
 from lorafit.model.adapters.starts import Samples
 from lorafit.model.adapters.step_rule import step_rule
-from lorafit.model.device import find_device
+from lorafit.model.device import device_memory_bytes, find_device
 from lorafit.model.fast.speed_up import speed_up
 from lorafit.model.isolation import settle_packing
 from lorafit.model.loss import SummedLoss
-from lorafit.model.recompute import recompute_activations
+from lorafit.model.recompute import recompute_activations, settle_recomputation
 from lorafit.model.stored import refuse_misfit as refuse_misfit_on_stored
 from lorafit.model.stored import stored_as
 from lorafit.model.targets import resolve_targets
@@ -155,10 +155,10 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
               else recipe.model.quantization)
     targets = resolve_targets(shapes, recipe.adapter, packed)
     remarks = list(targets.remarks)
-    if targets.copied_parameters and not training.activation_checkpointing:
+    if targets.copied_parameters and training.activation_checkpointing != "full":
         remarks.append(
             f"{targets.copied_parameters:,} weights of experts are kept a second time for the "
-            "backward pass; training.activation_checkpointing: true keeps one layer's at a time")
+            "backward pass; training.activation_checkpointing: full keeps one layer's at a time")
     refuse_misfit(shapes, recipe.adapter)
 
     device, facts = find_device()
@@ -224,7 +224,7 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
                        feed_state=None if checkpoint is None else saved_progress(checkpoint).feed)
     base = bases.load_base(recipe.model, prepared.decided("model.dtype"),
                            prepared.decided("model.attention"), prepared.device)
-    if recipe.training.activation_checkpointing:
+    if recipe.training.activation_checkpointing == "full":
         recompute_activations(base)
     base.config.use_cache = False
     packing = settle_packing(base, prepared.decision("training.batching"),
@@ -258,6 +258,11 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
     fast = speed_up(adapted)
     decisions += fast.decisions
+    summed_loss = SummedLoss(adapted, fast.head)
+    decisions.append(settle_recomputation(
+        summed_loss, recipe.training.activation_checkpointing, _most_tokens(prepared, recipe),
+        prepared.device, device_memory_bytes(prepared.device),
+        may_run_layers_again=not recipe.adapter.row.why_not_recomputed))
     record = Record(
         decisions, describe(adapted), prepared.train.as_dict(),
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
@@ -269,7 +274,7 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         _keep_record(run, record, progress)
         announce(record)
 
-    module = accelerator.prepare_model(SummedLoss(adapted, fast.head), device_placement=False)
+    module = accelerator.prepare_model(summed_loss, device_placement=False)
     timer = _FirstStep(display, started_s)
     with listening() as stop:
         job = Job(
@@ -302,6 +307,14 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _most_tokens(prepared: Prepared, recipe: Recipe) -> int:
+    """Tokens of the largest micro-batch that there can be."""
+    longest = prepared.train.longest_tokens or recipe.data.max_length_tokens
+    if recipe.data.streaming or prepared.decided("training.batching") == "packed":
+        longest = recipe.data.max_length_tokens
+    return prepared.plan.micro_batch_size * longest
 
 
 class _FirstStep:

@@ -413,5 +413,5 @@ def test_the_second_copy_of_the_experts_is_said_and_kept_in_the_record(
                         for name in ("kept", "recomputed"))
     experts = sum(p.numel() for p in load(path).parameters() if p.ndim == 3)
     assert kept == [f"{experts:,} weights of experts are kept a second time for the backward pass; "
-                    "training.activation_checkpointing: true keeps one layer's at a time"]
+                    "training.activation_checkpointing: full keeps one layer's at a time"]
     assert recomputed == []
