@@ -2,11 +2,12 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from lorafit.data.batches import collate
+from lorafit.data.batches import Batch, collate
 from lorafit.data.dataset import TokenisedData
 from lorafit.data.feed import Feed, StepExamples
 from lorafit.data.packing import Layout, split_rows
@@ -67,24 +68,27 @@ def run_loop(job: Job, progress: Progress) -> Progress:
     Raises StoppedBySignal after committing a checkpoint, and DivergedError with the rows named.
     """
     plan, training = job.plan, job.training
+    ahead = _Ahead(job)
     job.display.start(progress.step, plan.total_steps)
     if progress.step == 0:
         evaluate(job, progress)
     while progress.step < plan.total_steps and not progress.stopped_early:
         started = time.perf_counter()
-        examples = next_examples(job, progress)
-        parts = split_rows(examples.lengths, job.layout, job.accelerator.num_processes)
-        mine = parts[job.accelerator.process_index :: job.accelerator.num_processes]
+        try:
+            examples, batches = ahead.take(progress.step)
+        except LorafitError:  # a stream's bad row: what was trained so far is kept
+            if progress.step > 0:
+                commit(job, progress)
+            raise
         learning_rate = learning_rate_at(
             progress.step, plan.total_steps, training, plan.peak_learning_rate
         )
         try:
             result = train_step(
-                job.accelerator, job.module, job.optimizer,
-                [collate(examples.tokens, part, job.layout, job.pad_id) for part in mine],
-                step=progress.step, learning_rate=learning_rate, seed=training.seed,
+                job.accelerator, job.module, job.optimizer, batches, step=progress.step,
+                learning_rate=learning_rate, seed=training.seed,
                 max_grad_norm=training.max_grad_norm, stop_signal=job.stop.signal_number,
-                rule=job.rule,
+                rule=job.rule, meanwhile=partial(ahead.prepare, progress.step + 1),
             )
         except DivergedError as error:
             raise DivergedError(_with_rows(error, examples)) from None
@@ -115,15 +119,42 @@ def run_loop(job: Job, progress: Progress) -> Progress:
     return progress
 
 
-def next_examples(job: Job, progress: Progress) -> StepExamples:
-    """The examples of the next step. When a stream brings a bad row, what was trained so far is
-    committed before the error is raised."""
-    try:
-        return job.feed.step(progress.step)
-    except LorafitError:
-        if progress.step > 0:
-            commit(job, progress)
-        raise
+class _Ahead:
+    """The examples of a step and this rank's micro-batches, made while the device still computes
+    the step before. An error in them is raised when they are taken."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._step = -1
+        self._made: tuple[StepExamples, list[Batch]] | LorafitError | None = None
+
+    def prepare(self, step: int) -> None:
+        if step == self._step or step >= self._job.plan.total_steps:
+            return
+        self._step = step
+        try:
+            self._made = self._make(step)
+        except LorafitError as error:
+            self._made = error
+
+    def take(self, step: int) -> tuple[StepExamples, list[Batch]]:
+        self.prepare(step)
+        assert self._step == step
+        made, self._made = self._made, None
+        if isinstance(made, LorafitError):
+            raise made
+        assert made is not None
+        return made
+
+    def _make(self, step: int) -> tuple[StepExamples, list[Batch]]:
+        job = self._job
+        examples = job.feed.step(step)
+        parts = split_rows(examples.lengths, job.layout, job.accelerator.num_processes)
+        mine = parts[job.accelerator.process_index :: job.accelerator.num_processes]
+        batches = [collate(examples.tokens, part, job.layout, job.pad_id) for part in mine]
+        if job.accelerator.device.type == "cuda":
+            batches = [batch.pinned() for batch in batches]
+        return examples, batches
 
 
 def evaluate(job: Job, progress: Progress) -> bool:

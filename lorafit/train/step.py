@@ -8,7 +8,7 @@ backward pass of a float16 base runs at the size of a sum, which does not underf
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,12 +40,14 @@ def train_step(
     accelerator: Any, module: nn.Module, optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[Batch], *, step: int, learning_rate: float, seed: int,
     max_grad_norm: float | None, stop_signal: int = 0, rule: StepRule | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Forward, backward and update over this rank's micro-batches of step `step` (from 0).
 
     Raises DivergedError, before any weight is touched, when the loss or the gradient is not
     finite. `module` returns the summed loss of a micro-batch. `rule` is what the
-    adapter's method does beside the update.
+    adapter's method does beside the update. `meanwhile` is called once all of the backward pass is
+    under way, before the one place where this process waits for the device.
     """
     device = accelerator.device
     loss_sum = torch.zeros((), dtype=torch.float32, device=device)
@@ -63,6 +65,7 @@ def train_step(
             loss = module(**inputs)
             accelerator.backward(loss)
         loss_sum += loss.detach()
+    meanwhile()
 
     wide = torch.float32 if device.type == "mps" else torch.float64
     counts = torch.tensor(
