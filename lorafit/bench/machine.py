@@ -64,16 +64,29 @@ def sheet_flops(device: torch.device, dtype: str) -> float | None:
     return next((flops for model, flops in _SHEETS.items() if model in name), None)
 
 
-def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of several products of square matrices."""
-    size, times = (8192, 12) if device.type == "cuda" else (2048, 5)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    fastest = float("inf")
-    for _ in range(times):
-        started = now_s(device)
-        torch.mm(a, b)
-        fastest = min(fastest, now_s(device) - started)
-    return 2 * size**3 / fastest
+class MatrixRate:
+    """FLOP/s of the fastest product of two square matrices seen so far.
+
+    Asked for in every round, so that a machine that is slowed down for a while is not called slow.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.size = 8192 if device.type == "cuda" else 2048
+        self._device = device
+        self._a, self._b, self._out = (torch.randn(self.size, self.size, device=device).to(dtype)
+                                       for _ in range(3))
+        self._fastest_s = float("inf")
+        self.sample()
+
+    @property
+    def flops_per_s(self) -> float:
+        return 2 * self.size**3 / self._fastest_s
+
+    def sample(self) -> None:
+        for b in (self._b, self._b.t()):  # libraries like one of the two better
+            started = now_s(self._device)
+            torch.mm(self._a, b, out=self._out)
+            self._fastest_s = min(self._fastest_s, now_s(self._device) - started)
 
 
 def describe(device: torch.device) -> dict[str, Any]:

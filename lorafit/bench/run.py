@@ -27,7 +27,7 @@ from lorafit.errors import MachineError, UserError
 from lorafit.model.base import TORCH_DTYPES
 from lorafit.model.choice import matched_names
 
-WARM_UP_STEPS = 2
+WARM_UP_STEPS = 2  # on CUDA; elsewhere the passes that measure memory warm up as well
 # How far the first losses of two sides may lie apart, relative. Rounding alone: 1e-6 in float32.
 LOSS_LIMITS = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 2e-2}
 
@@ -162,7 +162,8 @@ def bench(workload: Workload, rounds: int = 7, sides: Sequence[str] = SIDES,
         if name in left_out:  # here, since the error held what was built so far
             _free_memory(workload.device)
     refuse_disagreement([one.side for one in ready], [one.first for one in ready], workload.dtype)
-    times = _take_turns([one.side for one in ready], rounds, say)
+    matrices = machine.MatrixRate(workload.device, TORCH_DTYPES[workload.dtype])
+    times = _take_turns([one.side for one in ready], rounds, matrices, say)
     results = [_result(one, times) for one in ready]
     results.sort(key=lambda result: sides.index(result.name))
     say("measuring attention and loss alone")
@@ -175,7 +176,7 @@ def bench(workload: Workload, rounds: int = 7, sides: Sequence[str] = SIDES,
         _parts(ours, calls, times, rounds),
         _promise(workload, times, counted, attention_flops) if "full" in times else None,
         None if isinstance(counted, str) else _rates(workload, times["lorafit"], counted,
-                                                      attention_flops),
+                                                      attention_flops, matrices.flops_per_s),
         counted if isinstance(counted, str) else "",
         [decision.as_dict() for decision in
          ({d.key: d for d in [*workload.decisions, *ours.decisions]}).values()],
@@ -243,14 +244,11 @@ def _prepare(name: str, workload: Workload, others: Sequence[Ready]) -> Ready:
         for _ in range(WARM_UP_STEPS):
             side.step()
         return Ready(side, first, side.memory_bytes())
-    memory_bytes = side.memory_bytes()
-    for _ in range(WARM_UP_STEPS):
-        side.step()
-    return Ready(side, first, memory_bytes)
+    return Ready(side, first, side.memory_bytes())
 
 
-def _take_turns(sides: Sequence[Side], rounds: int, say: Callable[[str], None]
-                ) -> dict[str, list[StepTimes]]:
+def _take_turns(sides: Sequence[Side], rounds: int, matrices: machine.MatrixRate,
+                say: Callable[[str], None]) -> dict[str, list[StepTimes]]:
     """One step of each side in each round, beginning with another side each time."""
     times: dict[str, list[StepTimes]] = {side.name: [] for side in sides}
     for turn in range(-1, rounds):  # the one before the first is not counted
@@ -260,6 +258,7 @@ def _take_turns(sides: Sequence[Side], rounds: int, say: Callable[[str], None]
             step = side.step()
             if turn >= 0:
                 times[side.name].append(step)
+        matrices.sample()
     return times
 
 
@@ -354,11 +353,10 @@ def _promise(workload: Workload, times: dict[str, list[StepTimes]],
 
 
 def _rates(workload: Workload, own: list[StepTimes], counted: arithmetic.Count,
-           attention_flops: float) -> Rates:
+           attention_flops: float, measured: float) -> Rates:
     flops = (counted.adapted * workload.tokens + counted.head * workload.supervised_tokens
              + attention_flops)
     rate = flops / statistics.median(t.gradients_s for t in own)
-    measured = machine.measured_flops(workload.device, TORCH_DTYPES[workload.dtype])
     sheet = machine.sheet_flops(workload.device, workload.dtype)
     return Rates(flops, rate, measured, rate / measured, sheet,
                  None if sheet is None else rate / sheet)

@@ -105,7 +105,7 @@ def targets(
 @app.command()
 def bench(
     recipe_path: Annotated[Path | None, typer.Argument(
-        metavar="[RECIPE]", show_default=False,
+        metavar="RECIPE", show_default=False,
         help="A YAML recipe: its model, adapter and first rows. Random ones if left out.")] = None,
     overrides: Overrides = None,
     rounds: Annotated[int, typer.Option(min=1, help="Steps of each side that are timed.")] = 7,

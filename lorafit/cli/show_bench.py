@@ -35,7 +35,7 @@ def measurement(result: Any) -> None:
     _heading(result)
     _print(_sides(result))
     _line("ratio", "forward and backward passes over the floor's of the same round")
-    _line("memory", result.memory_is)
+    _line("memory" if result.machine["device"].startswith("cuda") else "kept", result.memory_is)
     for side in result.sides:
         _line(side.name, side.what)
     for name, reason in result.left_out.items():
@@ -67,8 +67,9 @@ def _heading(result: Any) -> None:
 
 
 def _sides(result: Any) -> Table:
-    table = _table("side", "step", "forward + backward", "ratio", "optimizer", "tokens/s",
-                   "memory", "trained")
+    memory = "peak memory" if result.machine["device"].startswith("cuda") else "kept"
+    table = _table("side", "step", "forward + backward", "ratio", "optimizer", "tokens/s", memory,
+                   "trained")
     for side in result.sides:
         table.add_row(
             side.name, _milliseconds(side.step_s), _milliseconds(side.gradients_s),
@@ -137,8 +138,10 @@ def _line(name: str, text: str) -> None:
 
 
 def _milliseconds(spread: Any) -> str:
-    median, low, high = (1000 * value for value in (spread.median, spread.low, spread.high))
-    return f"{median:,.1f} ms [{low:,.1f}, {high:,.1f}]"
+    values = [1000 * value for value in (spread.median, spread.low, spread.high)]
+    places = 0 if values[0] >= 100 else 1
+    median, low, high = (f"{value:,.{places}f}" for value in values)
+    return f"{median} ms [{low}, {high}]"
 
 
 def _spread(spread: Any) -> str:
