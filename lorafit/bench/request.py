@@ -20,6 +20,7 @@ class Request:
     shape: a name in SHAPES. length: tokens of a row, on average; half to one and a half times as
     many, unless `even`. supervised: share of a row's tokens that are trained, at its end.
     micro_tokens: most tokens that are computed at once, as many as `auto` takes if None.
+    checkpointing: compute activations again in the backward pass.
     """
 
     shape: str = "llama-100m"
@@ -31,6 +32,7 @@ class Request:
     dtype: str = "auto"
     quantization: str = "none"
     micro_tokens: int | None = None
+    checkpointing: bool = False
 
 
 def check_request(request: Request) -> None:

@@ -30,6 +30,7 @@ from lorafit.model.choice import matched_names
 WARM_UP_STEPS = 2  # on CUDA; elsewhere the passes that measure memory warm up as well
 # How far the first losses of two sides may lie apart, relative. Rounding alone: 1e-6 in float32.
 LOSS_LIMITS = {"float32": 1e-3, "bfloat16": 2e-2, "float16": 2e-2}
+INT8_LOSS_LIMIT = 2e-2  # which columns stay in 16 bits follows from all tokens, padding included
 
 
 @dataclass(frozen=True)
@@ -142,11 +143,12 @@ class Ready:
 
 
 def bench(workload: Workload, rounds: int = 7, sides: Sequence[str] = SIDES,
-          say: Callable[[str], None] = lambda text: None) -> Result:
+          say: Callable[[str], None] = lambda text: None, *, with_parts: bool = True) -> Result:
     """Build the sides, check that they compute the same, and let them take turns.
 
-    sides: names of lorafit/bench/request.py; `floor` and `lorafit` are always there. MachineError
-    when the sides disagree: figures of different computations cannot be compared.
+    sides: names of lorafit/bench/request.py; `floor` and `lorafit` are always there. with_parts:
+    say where lorafit's step goes. MachineError when the sides disagree: figures of different
+    computations cannot be compared.
     """
     sides = list(dict.fromkeys(["floor", "lorafit", *sides]))
     ready: list[Ready] = []
@@ -161,19 +163,20 @@ def bench(workload: Workload, rounds: int = 7, sides: Sequence[str] = SIDES,
             left_out[name] = _reason(error)
         if name in left_out:  # here, since the error held what was built so far
             _free_memory(workload.device)
-    refuse_disagreement([one.side for one in ready], [one.first for one in ready], workload.dtype)
+    refuse_disagreement([one.side for one in ready], [one.first for one in ready])
     matrices = machine.MatrixRate(workload.device, TORCH_DTYPES[workload.dtype])
     times = _take_turns([one.side for one in ready], rounds, matrices, say)
     results = [_result(one, times) for one in ready]
     results.sort(key=lambda result: sides.index(result.name))
-    say("measuring attention and loss alone")
     ours = ready[1].side
+    if with_parts:
+        say("measuring attention and loss alone")
     calls = split.attention_calls(ours)
     counted = arithmetic.count(workload.base, ours.model, workload.adapter)
     attention_flops = split.attention_flops(calls, ours)
     return Result(
         workload.model, _setting(workload, ours, rounds), _memory_is(workload), results, left_out,
-        _parts(ours, calls, times, rounds),
+        _parts(ours, calls, times, rounds) if with_parts else [],
         _promise(workload, times, counted, attention_flops) if "full" in times else None,
         None if isinstance(counted, str) else _rates(workload, times["lorafit"], counted,
                                                       attention_flops, matrices.flops_per_s),
@@ -184,11 +187,13 @@ def bench(workload: Workload, rounds: int = 7, sides: Sequence[str] = SIDES,
     )
 
 
-def refuse_disagreement(sides: Sequence[Side], firsts: Sequence[First], dtype: str) -> None:
+def refuse_disagreement(sides: Sequence[Side], firsts: Sequence[First]) -> None:
     """MachineError when sides train different tokens, start from different losses, or not at all.
     """
-    wanted = firsts[0]
-    limit = LOSS_LIMITS[dtype]
+    wanted, workload = firsts[0], sides[0].workload
+    limit = LOSS_LIMITS[workload.dtype]
+    if workload.quantization == "int8":
+        limit = INT8_LOSS_LIMIT
     for side, first in zip(sides, firsts, strict=True):
         wrong = ""
         if (first.tokens, first.supervised_tokens) != (wanted.tokens, wanted.supervised_tokens):
@@ -196,7 +201,7 @@ def refuse_disagreement(sides: Sequence[Side], firsts: Sequence[First], dtype: s
                      f"{sides[0].name} {wanted.supervised_tokens} of {wanted.tokens}")
         elif not abs(first.loss - wanted.loss) <= limit * abs(wanted.loss):
             wrong = (f"starts from a loss of {first.loss:.6g}, {sides[0].name} from "
-                     f"{wanted.loss:.6g}; at most {limit:.0e} of it is rounding in {dtype}")
+                     f"{wanted.loss:.6g}; rounding makes {limit:.0e} of it at most")
         elif not (math.isfinite(first.grad_norm) and first.grad_norm > 0):
             wrong = f"has a gradient of norm {first.grad_norm:g}"
         if wrong:

@@ -38,6 +38,7 @@ from lorafit.train.optimizer import build_optimizer
 from lorafit.train.step import train_step
 
 _LEARNING_RATE = 1e-5  # small, so that what is measured stays what was checked
+_TOTAL_STEPS = 10_000  # more than are ever measured; for methods with a schedule of their own
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class _OneProcess:
 
 
 def build_floor(workload: Workload) -> Side:
-    model = twin(workload.base)
+    model = _copy(workload)
     # The floor is free of padding whatever the recipe lays out.
     wanted = Decision("training.batching", "padding_free", "no padding is computed")
     packing = settle_packing(model, wanted, workload.attention)
@@ -230,12 +231,9 @@ def build_floor(workload: Workload) -> Side:
 
 def build_lorafit(workload: Workload, name: str = "lorafit", what: str = "lorafit train") -> Side:
     """Any adapter as `lorafit train` puts it on."""
-    model = twin(workload.base, _written_weights(workload))
-    if workload.training.activation_checkpointing:
-        recompute_activations(model)
+    model = _copy(workload)
     packing = settle_packing(model, workload.batching, workload.attention)
-    adapted = add_adapter(model, workload.adapter, workload.training.seed, workload.model)
-    _own_what_is_trained(adapted, workload.base)
+    adapted = _add(model, workload)
     fast = speed_up(adapted)
     layout = Layout(packing.batching.value, workload.micro_batch_size, workload.row_tokens,
                     flat=packing.flat)
@@ -247,14 +245,27 @@ def build_peft(workload: Workload) -> Side:
     """UserError for a method that peft does not have."""
     if workload.adapter.row.is_own:
         raise UserError(f"peft has no {workload.adapter.method}")
-    model = twin(workload.base)
-    if workload.training.activation_checkpointing:
-        recompute_activations(model)
-    adapted = add_adapter(model, workload.adapter, workload.training.seed, workload.model)
-    _own_what_is_trained(adapted, workload.base)
+    model = _copy(workload)
+    adapted = _add(model, workload)
     layout = Layout("padded", workload.micro_batch_size, workload.row_tokens)
     return Side("peft", "peft's own layers, padded, the model's logits", workload, adapted, None,
                 layout, [])
+
+
+def _copy(workload: Workload) -> Any:
+    """The base for one side. Checkpoints are every side's, so that ratios show no recomputation."""
+    model = twin(workload.base, _written_weights(workload))
+    if workload.training.activation_checkpointing:
+        recompute_activations(model)
+    return model
+
+
+def _add(model: Any, workload: Workload) -> Any:
+    """The model with the workload's adapter. UserError where that cannot be."""
+    adapted = add_adapter(model, workload.adapter, workload.training.seed, workload.model,
+                          total_steps=_TOTAL_STEPS)
+    _own_what_is_trained(adapted, workload.base)
+    return adapted
 
 
 def full_adapter(base: Any) -> Adapter:
@@ -287,14 +298,19 @@ def twin(base: Any, own: frozenset[str] = frozenset()) -> Any:
     """A model of its own with the same weights in memory, but for copies of those named in `own`.
 
     Parameters are new ones on the same memory, so that asking one for a gradient asks no other
-    side's; those of a quantised base are the same objects.
+    side's; those of a quantised base are the same objects, but in int8.
     """
     memo: dict[int, Any] = {id(buffer): buffer for buffer in base.buffers()}
     for name, parameter in base.named_parameters():
+        data = parameter.detach()
         if parameter.is_floating_point() and type(parameter) is nn.Parameter:
-            data = parameter.detach()
             memo[id(parameter)] = nn.Parameter(data.clone() if name in own else data,
                                                requires_grad=False)
+        elif hasattr(parameter, "CB"):
+            # The first forward pass of an int8 layer takes the numbers out of its parameter.
+            other: Any = torch.Tensor._make_subclass(type(parameter), data, False)
+            other.__dict__.update(parameter.__dict__)
+            memo[id(parameter)] = other
         else:
             memo[id(parameter)] = parameter
     return copy.deepcopy(base, memo)

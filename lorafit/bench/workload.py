@@ -60,8 +60,9 @@ class Workload:
         return sum(row.supervised_tokens for row in self.rows)
 
 
-def of_request(request: Request, shape: Shape | None = None) -> Workload:
-    """Random weights and random rows. `shape` stands in for the one that the request names.
+def of_request(request: Request, shape: Shape | None = None, base: Any = None) -> Workload:
+    """Random weights and random rows. `shape` stands in for the one that the request names, `base`
+    for weights of that shape that are there already.
 
     UserError when the weights do not fit into memory.
     """
@@ -79,12 +80,13 @@ def of_request(request: Request, shape: Shape | None = None) -> Workload:
         hidden_size=sizes.hidden, num_hidden_layers=sizes.layers, intermediate_size=sizes.inner,
         num_attention_heads=sizes.heads, num_key_value_heads=sizes.key_heads,
         vocab_size=sizes.vocabulary, tie_word_embeddings=sizes.tied,
-        max_position_embeddings=longest, use_cache=False,
+        max_position_embeddings=max(longest, 131_072), use_cache=False,
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )
-    _refuse_too_large(name, config, dtype.value, device)
-    base = random_base(config, dtype.value, "sdpa", device, quantization=request.quantization)
+    if base is None:
+        _refuse_too_large(name, config, dtype.value, device)
+        base = random_base(config, dtype.value, "sdpa", device, quantization=request.quantization)
     batching = auto.batching("auto", "sdpa", takes_documents=True)
     micro = auto.micro_batch_size("auto", request.batch_size, 1, longest, sizes.vocabulary, facts)
     if request.micro_tokens is not None:
@@ -92,8 +94,9 @@ def of_request(request: Request, shape: Shape | None = None) -> Workload:
         micro = Decision(micro.key, fitting, f"rows of up to {longest} tokens, at most "
                          f"{request.micro_tokens} tokens at once")
     return Workload(
-        name, base, Adapter(rank=request.rank), Training(batch_size=request.batch_size), rows,
-        batching, "sdpa", micro.value, longest, 0, device, dtype.value, request.quantization,
+        name, base, Adapter(rank=request.rank),
+        Training(batch_size=request.batch_size, activation_checkpointing=request.checkpointing),
+        rows, batching, "sdpa", micro.value, longest, 0, device, dtype.value, request.quantization,
         [dtype, batching, micro], ["random weights, random rows"],
     )
 
@@ -142,8 +145,11 @@ def draw_rows(request: Request, vocabulary: int) -> list[Tokens]:
 
 
 def with_adapter(workload: Workload, adapter: Adapter) -> Workload:
-    """The same with another adapter."""
-    return dataclasses.replace(workload, adapter=adapter)
+    """The same with another adapter. LoRA+ is LoRA's alone."""
+    training = workload.training
+    if adapter.method != "lora":
+        training = training.model_copy(update={"lora_plus_ratio": 1.0})
+    return dataclasses.replace(workload, adapter=adapter, training=training)
 
 
 def _refuse_other_start(recipe: Recipe) -> None:

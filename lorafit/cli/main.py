@@ -129,6 +129,9 @@ def bench(
         show_default="none", help="Storage of the base: none or nf4.")] = None,
     micro_tokens: Annotated[int | None, typer.Option(
         show_default="auto", help="Most tokens computed at once.")] = None,
+    checkpointing: Annotated[bool, typer.Option(
+        "--activation-checkpointing", help="Compute activations again in the backward pass.",
+    )] = False,
     json_to: Annotated[Path | None, typer.Option(
         "--json", metavar="FILE", show_default=False,
         help="Write everything as JSON too; - for the standard output, and nothing else.")] = None,
@@ -144,7 +147,8 @@ def bench(
     verbs.bench(recipe_path, overrides or [], rounds, also, {
         "shape": shape, "rank": rank, "batch_size": batch_size, "length": length,
         "even": even or None, "supervised": supervised, "dtype": dtype,
-        "quantization": quantization, "micro_tokens": micro_tokens}, json_to)
+        "quantization": quantization, "micro_tokens": micro_tokens,
+        "checkpointing": checkpointing or None}, json_to)
 
 
 @app.command()

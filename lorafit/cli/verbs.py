@@ -115,10 +115,12 @@ def _model_name(name: str) -> str:
 
 # What a recipe says itself, by the option that says it of random weights.
 _SAID_BY_RECIPE = {
-    "shape": "model.base=…", "rank": "adapter.rank=…", "batch_size": "training.batch_size=…",
-    "length": "data.train=…", "even": "data.train=…", "supervised": "data.train=…",
-    "dtype": "model.dtype=…", "quantization": "model.quantization=…",
-    "micro_tokens": "training.micro_batch_size=…",
+    "shape": ("--shape", "model.base"), "rank": ("--rank", "adapter.rank"),
+    "batch_size": ("--batch-size", "training.batch_size"), "length": ("--length", "data.train"),
+    "even": ("--even", "data.train"), "supervised": ("--supervised", "data.train"),
+    "dtype": ("--dtype", "model.dtype"), "quantization": ("--quantization", "model.quantization"),
+    "micro_tokens": ("--micro-tokens", "training.micro_batch_size"),
+    "checkpointing": ("--activation-checkpointing", "training.activation_checkpointing"),
 }
 
 
@@ -138,9 +140,9 @@ def bench(recipe_path: Path | None, overrides: list[str], rounds: int, also: str
         libraries.settle(needs_hub=False)
     elif given:
         raise UserError(problems=[
-            Problem("the recipe says that itself", f"--{name.replace('_', '-')}",
-                    f"leave it out, or change the recipe: --set {_SAID_BY_RECIPE[name]}")
-            for name in given])
+            Problem("the recipe says that itself", option,
+                    f"leave it out, or change the recipe: --set {key}=…")
+            for option, key in map(_SAID_BY_RECIPE.__getitem__, given)])
     else:
         recipe = load_recipe(recipe_path, overrides)
         _check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True)

@@ -178,6 +178,17 @@ def test_a_method_of_lorafits_own_has_no_side_in_peft(make_recipe: Callable[...,
     assert "full" in result.why_no_rates
 
 
+@pytest.mark.parametrize("sections", [
+    {"model": {"quantization": "int8"}},  # an int8 parameter gives its numbers away when first used
+    {"adapter": {"method": "adalora", "rank": None, "alpha": None}},  # has a schedule of its own
+    {"training": {"activation_checkpointing": True, "batching": "packed"}},
+], ids=["int8", "adalora", "checkpoints"])
+def test_recipes_of_other_kinds(make_recipe: Callable[..., Any], sections: dict[str, Any]) -> None:
+    result = bench(of_recipe(make_recipe(**sections), "r.yaml"), 1, ("peft",))
+    check_numbers(result)
+    assert [side.name for side in result.sides] == ["floor", "lorafit", "peft"]
+
+
 def test_a_method_that_starts_elsewhere_is_refused(make_recipe: Callable[..., Any]) -> None:
     recipe = make_recipe(adapter={"method": "prompt_tuning", "rank": None, "alpha": None})
     with pytest.raises(UserError, match="does not start as the base"):
@@ -193,13 +204,13 @@ def test_sides_that_disagree_are_an_error_that_says_how() -> None:
             2 * workload.base.get_input_embeddings().weight
     firsts = [side.first() for side in sides]
     with pytest.raises(MachineError, match=r"peft: starts from a loss of 5\.6\S+, floor"):
-        refuse_disagreement(sides, firsts, "float32")
+        refuse_disagreement(sides, firsts)
     longer = build_peft(other)
     with pytest.raises(MachineError, match=r"peft: trains \d+ of \d+ tokens, floor "):
-        refuse_disagreement([sides[0], longer], [firsts[0], longer.first()], "float32")
+        refuse_disagreement([sides[0], longer], [firsts[0], longer.first()])
     still = dataclasses.replace(firsts[0], grad_norm=0.0)
     with pytest.raises(MachineError, match="floor: has a gradient of norm 0"):
-        refuse_disagreement(sides[:1], [still], "float32")
+        refuse_disagreement(sides[:1], [still])
 
 
 def test_a_side_keeps_computing_the_same_until_it_is_updated() -> None:
@@ -267,7 +278,8 @@ def test_the_verb_prints_tables_and_writes_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["--shape", "lama-100m"], "did you mean llama-100m?"),
-    (["r.yaml", "--rank", "4"], "--set adapter.rank"),
+    (["r.yaml", "--rank", "4", "--even"], "--set adapter.rank"),
+    (["r.yaml", "--activation-checkpointing"], "--activation-checkpointing: the recipe says"),
     (["--set", "adapter.rank=4"], "no recipe to override"),
     (["missing.yaml"], "missing.yaml"),
     (["--json", "nowhere/f.json"], "no such directory"),
