@@ -141,9 +141,10 @@ def draw(found: Sequence[dict[str, Any]], target: Path) -> None:
         plot.minorticks_off()
         plot.set_xlabel(AXES[axis])
         plot.set_ylabel("time / floor's (lines)")
+        plot.set_ylim(bottom=0)
         speed.set_ylabel("tokens/s (dashes)")
         speed.set_ylim(bottom=0)
-    plots.flat[0].legend()
+    plots.flat[0].legend(loc="lower right")
     figure.savefig(target)
 
 

@@ -14,8 +14,10 @@ from lorafit import __version__
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
 
-# Products of dense 16-bit matrices in float32 sums, FLOP/s, from NVIDIA's data sheets.
-_SHEETS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+# Products of dense bfloat16 matrices, FLOP/s, from NVIDIA's data sheets. The first name that is
+# part of the device's counts.
+_SHEETS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12,
+           "4090": 165e12}
 
 
 def now_s(device: torch.device) -> float:

@@ -23,7 +23,7 @@ from lorafit.bench.sides import (
     upper_adapter,
 )
 from lorafit.bench.workload import Workload, with_adapter
-from lorafit.errors import MachineError, UserError
+from lorafit.errors import DivergedError, MachineError, UserError
 from lorafit.model.base import TORCH_DTYPES
 from lorafit.model.choice import matched_names
 
@@ -95,7 +95,7 @@ class Promise:
 
 @dataclass(frozen=True)
 class Rates:
-    """How much of the device's speed lorafit's forward and backward passes get out of it.
+    """How much of the device's speed a step of lorafit gets out of it.
 
     model_flops: of a step, padding and recomputation left out. measured_flops_per_s: of the fastest
     matrix product here. sheet_flops_per_s: by the data sheet; None for devices that are not listed.
@@ -157,7 +157,7 @@ def bench(workload: Workload, rounds: int = 7, sides: Sequence[str] = SIDES,
         say(f"preparing {name}")
         try:
             ready.append(_prepare(name, workload, ready))
-        except (UserError, torch.OutOfMemoryError) as error:
+        except (UserError, DivergedError, torch.OutOfMemoryError) as error:
             if name in ("floor", "lorafit"):
                 raise
             left_out[name] = _reason(error)
@@ -361,7 +361,7 @@ def _rates(workload: Workload, own: list[StepTimes], counted: arithmetic.Count,
            attention_flops: float, measured: float) -> Rates:
     flops = (counted.adapted * workload.tokens + counted.head * workload.supervised_tokens
              + attention_flops)
-    rate = flops / statistics.median(t.gradients_s for t in own)
+    rate = flops / statistics.median(t.whole_s for t in own)
     sheet = machine.sheet_flops(workload.device, workload.dtype)
     return Rates(flops, rate, measured, rate / measured, sheet,
                  None if sheet is None else rate / sheet)

@@ -39,9 +39,10 @@ def _quantise(model: Any, kind: str, dtype: torch.dtype, device: torch.device) -
         raise UserError(f"{kind} needs bitsandbytes, which is not installed", "--quantization",
                         "pip install 'lorafit[quantization]'") from None
     head = model.get_output_embeddings()
-    for name, module in list(model.named_modules()):
-        if type(module) is not nn.Linear or module is head:
-            continue
+    names = [name for name, module in model.named_modules()
+             if type(module) is nn.Linear and module is not head]
+    for name in names:  # by name, so that each weight goes once it is quantised
+        module = model.get_submodule(name)
         with torch.device("meta"):
             layer: Any = Linear4bit(module.in_features, module.out_features,
                                     module.bias is not None, dtype, compress_statistics=True,
