@@ -103,6 +103,55 @@ def targets(
 
 
 @app.command()
+def bench(
+    recipe_path: Annotated[Path | None, typer.Argument(
+        metavar="RECIPE", show_default=False,
+        help="A YAML recipe: its model, adapter and first rows. Random ones if left out.")] = None,
+    overrides: Overrides = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Steps of each side that are timed.")] = 7,
+    also: Annotated[str | None, typer.Option(
+        metavar="SIDE,…", show_default=False,
+        help="Further sides: paca, upper (the adapter on the upper half of the layers).")] = None,
+    shape: Annotated[str | None, typer.Option(
+        show_default="llama-100m", help="Sizes of a model of random weights: tiny, llama-100m, "
+        "llama-3.2-1b or llama-3.1-8b.")] = None,
+    rank: Annotated[int | None, typer.Option(show_default="16", help="Rank of LoRA.")] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default="8", help="Rows a step.")] = None,
+    length: Annotated[int | None, typer.Option(
+        show_default="256", help="Tokens of a row, on average: half to one and a half times as "
+        "many.")] = None,
+    even: Annotated[bool, typer.Option("--even", help="Rows of exactly that length.")] = False,
+    supervised: Annotated[float | None, typer.Option(
+        show_default="0.6", help="Share of a row's tokens that is trained, at its end.")] = None,
+    dtype: Annotated[str | None, typer.Option(
+        show_default="auto", help="auto, float32, bfloat16 or float16.")] = None,
+    quantization: Annotated[str | None, typer.Option(
+        show_default="none", help="Storage of the base: none or nf4.")] = None,
+    micro_tokens: Annotated[int | None, typer.Option(
+        show_default="auto", help="Most tokens computed at once.")] = None,
+    checkpointing: Annotated[bool, typer.Option(
+        "--activation-checkpointing", help="Compute activations again in the backward pass.",
+    )] = False,
+    json_to: Annotated[Path | None, typer.Option(
+        "--json", metavar="FILE", show_default=False,
+        help="Write everything as JSON too; - for the standard output, and nothing else.")] = None,
+) -> None:
+    """Measure how fast a training step is here, and where its time goes.
+
+    Four sides take turns on the same rows: the base without an adapter (the floor), lorafit, the
+    same adapter in plain peft, and full fine-tuning. With a RECIPE its other settings are changed
+    by --set, and nothing is written to its output directory.
+    """
+    from lorafit.cli import verbs
+
+    verbs.bench(recipe_path, overrides or [], rounds, also, {
+        "shape": shape, "rank": rank, "batch_size": batch_size, "length": length,
+        "even": even or None, "supervised": supervised, "dtype": dtype,
+        "quantization": quantization, "micro_tokens": micro_tokens,
+        "checkpointing": checkpointing or None}, json_to)
+
+
+@app.command()
 def preview(
     recipe_path: RecipePath,
     overrides: Overrides = None,

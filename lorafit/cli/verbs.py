@@ -7,12 +7,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lorafit import libraries
 from lorafit.cli import show
 from lorafit.data.reading import Given, check_source, shape_of, sources_of
 from lorafit.data.sources import Location
-from lorafit.errors import UserError
+from lorafit.errors import Problem, UserError
 from lorafit.launch import is_main_rank, launch, started_by_a_launcher
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.loading import load_recipe
@@ -110,6 +111,48 @@ def _model_name(name: str) -> str:
     if name.startswith((".", "/", "~")) and not Path(os.path.expanduser(name)).exists():
         raise UserError("no such model", name, "name a model directory, a hub id, or tiny")
     return name
+
+
+# What a recipe says itself, by the option that says it of random weights.
+_SAID_BY_RECIPE = {
+    "shape": ("--shape", "model.base"), "rank": ("--rank", "adapter.rank"),
+    "batch_size": ("--batch-size", "training.batch_size"), "length": ("--length", "data.train"),
+    "even": ("--even", "data.train"), "supervised": ("--supervised", "data.train"),
+    "dtype": ("--dtype", "model.dtype"), "quantization": ("--quantization", "model.quantization"),
+    "micro_tokens": ("--micro-tokens", "training.micro_batch_size"),
+    "checkpointing": ("--activation-checkpointing", "training.activation_checkpointing"),
+}
+
+
+def bench(recipe_path: Path | None, overrides: list[str], rounds: int, also: str | None,
+          options: dict[str, Any], json_to: Path | None) -> None:
+    from lorafit.bench.request import SIDES, Request, check_request, extra_sides
+
+    sides = (*SIDES, *extra_sides(also))
+    _refuse_taken_json(json_to)
+    given = {name: value for name, value in options.items() if value is not None}
+    if recipe_path is None:
+        if overrides:
+            raise UserError("there is no recipe to override", f"--set {overrides[0]}",
+                            "name one, or use --rank, --dtype and the like")
+        request = Request(**given)
+        check_request(request)
+        libraries.settle(needs_hub=False)
+    elif given:
+        raise UserError(problems=[
+            Problem("the recipe says that itself", option,
+                    f"leave it out, or change the recipe: --set {key}=…")
+            for option, key in map(_SAID_BY_RECIPE.__getitem__, given)])
+    else:
+        recipe = load_recipe(recipe_path, overrides)
+        _check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True)
+        _settle(recipe)
+    from lorafit.bench import run, workload
+    from lorafit.cli import show_bench
+
+    asked = workload.of_request(request) if recipe_path is None \
+        else workload.of_recipe(recipe, recipe_path.name)
+    show_bench.either(json_to, run.bench(asked, rounds, sides, show_bench.progress))
 
 
 def preview(recipe_path: Path, overrides: list[str], rows: int | None, places: list[str],

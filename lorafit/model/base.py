@@ -153,7 +153,7 @@ def load_base(section: Model, dtype: str, attention: str, device: torch.device) 
     except Exception as error:
         raise _cannot_load(section, error) from None
     _refuse_missing_weights(section, loaded["missing_keys"])
-    _keep_weights_as_they_are(model)
+    keep_weights_as_they_are(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()
@@ -185,7 +185,7 @@ def _quantization_config(section: Model, dtype: str) -> Any:
     )
 
 
-def _keep_weights_as_they_are(model: Any) -> None:
+def keep_weights_as_they_are(model: Any) -> None:
     """Forbid bitsandbytes to repack 4-bit weights for inference on CPUs with AVX512-BF16.
 
     The repacking happens at the first evaluation, is not undone when training goes on, and the

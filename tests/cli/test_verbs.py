@@ -122,8 +122,8 @@ print("quiet")
 
 
 @pytest.mark.parametrize("verb", [
-    "train", "check", "preview", "targets", "init", "schema", "generate", "eval", "inspect",
-    "combine", "merge", "export-adapter", "cache"])
+    "train", "check", "bench", "preview", "targets", "init", "schema", "generate", "eval",
+    "inspect", "combine", "merge", "export-adapter", "cache"])
 def test_every_verb_has_help(verb):
     assert "Usage" in said(lorafit(verb, "--help"))
 
