@@ -26,12 +26,13 @@ from lorafit.errors import UserError
 from lorafit.model.adapters.add import add_adapter
 from lorafit.model.adapters.step_rule import StepRule, step_rule
 from lorafit.model.choice import matched_names
+from lorafit.model.device import device_memory_bytes
 from lorafit.model.fast.head import OutputHead, find_head
 from lorafit.model.fast.speed_up import speed_up
 from lorafit.model.inventory import LINEAR, decoder_layers, module_words, weights_of
 from lorafit.model.isolation import settle_packing
 from lorafit.model.loss import SummedLoss
-from lorafit.model.recompute import recompute_activations
+from lorafit.model.recompute import recompute_activations, settle_recomputation
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.auto import Decision
 from lorafit.train.optimizer import build_optimizer
@@ -237,8 +238,14 @@ def build_lorafit(workload: Workload, name: str = "lorafit", what: str = "lorafi
     fast = speed_up(adapted)
     layout = Layout(packing.batching.value, workload.micro_batch_size, workload.row_tokens,
                     flat=packing.flat)
-    return Side(name, what, workload, adapted, fast.head, layout,
+    side = Side(name, what, workload, adapted, fast.head, layout,
                 [packing.batching, *fast.decisions])
+    setting = workload.training.activation_checkpointing
+    if setting != "full":  # which is every side's
+        side.decisions.append(settle_recomputation(
+            side.module, setting, max(batch.computed_tokens for batch in side.micro_batches()),
+            workload.device, device_memory_bytes(workload.device), may_run_layers_again=False))
+    return side
 
 
 def build_peft(workload: Workload) -> Side:
@@ -255,7 +262,7 @@ def build_peft(workload: Workload) -> Side:
 def _copy(workload: Workload) -> Any:
     """The base for one side. Checkpoints are every side's, so that ratios show no recomputation."""
     model = twin(workload.base, _written_weights(workload))
-    if workload.training.activation_checkpointing:
+    if workload.training.activation_checkpointing == "full":
         recompute_activations(model)
     return model
 

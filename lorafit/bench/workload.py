@@ -95,7 +95,8 @@ def of_request(request: Request, shape: Shape | None = None, base: Any = None) -
                          f"{request.micro_tokens} tokens at once")
     return Workload(
         name, base, Adapter(rank=request.rank),
-        Training(batch_size=request.batch_size, activation_checkpointing=request.checkpointing),
+        Training(batch_size=request.batch_size,
+                 activation_checkpointing="full" if request.checkpointing else "none"),
         rows, batching, "sdpa", micro.value, longest, 0, device, dtype.value, request.quantization,
         [dtype, batching, micro], ["random weights, random rows"],
     )

@@ -378,8 +378,9 @@ def _run() -> int:
 def _machine_trouble(error: Exception) -> str | None:
     """A message for what the machine refused, None for anything else."""
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return ("out of memory\n    lower training.micro_batch_size, switch on "
-                "training.activation_checkpointing, or quantise the base (model.quantization=nf4)")
+        return ("out of memory\n    lower training.micro_batch_size, set "
+                "training.activation_checkpointing=full, or quantise the base "
+                "(model.quantization=nf4)")
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}"

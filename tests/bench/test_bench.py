@@ -181,8 +181,9 @@ def test_a_method_of_lorafits_own_has_no_side_in_peft(make_recipe: Callable[...,
 @pytest.mark.parametrize("sections", [
     {"model": {"quantization": "int8"}},  # an int8 parameter gives its numbers away when first used
     {"adapter": {"method": "adalora", "rank": None, "alpha": None}},  # has a schedule of its own
-    {"training": {"activation_checkpointing": True, "batching": "packed"}},
-], ids=["int8", "adalora", "checkpoints"])
+    {"training": {"activation_checkpointing": "full", "batching": "packed"}},
+    {"training": {"activation_checkpointing": "selective"}},
+], ids=["int8", "adalora", "checkpoints", "selective"])
 def test_recipes_of_other_kinds(make_recipe: Callable[..., Any], sections: dict[str, Any]) -> None:
     result = bench(of_recipe(make_recipe(**sections), "r.yaml"), 1, ("peft",))
     check_numbers(result)
