@@ -5,6 +5,7 @@ The implementation is registered once under a name of its own. A forward pass th
 transformers calls it, with the same masks.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,15 @@ def use_packed_attention(model: Any) -> None:
 
 def back_to_sdpa(model: Any) -> None:
     model.set_attn_implementation("sdpa")
+
+
+def attention_function() -> Callable[..., tuple[Tensor, None]]:
+    """What models call under this name: as transformers knows it, so that whoever listens there
+    hears every call."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    function: Callable[..., tuple[Tensor, None]] = ALL_ATTENTION_FUNCTIONS[NAME]
+    return function
 
 
 def packed_inputs(input_ids: Tensor, documents: Documents) -> dict[str, Any]:

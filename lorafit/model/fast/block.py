@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lorafit.kernels.packed_attention import Documents, packed_attention
+from lorafit.kernels.packed_attention import Documents
 from lorafit.kernels.rotary import rotate
+from lorafit.model.fast.attention import attention_function
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -40,10 +41,10 @@ def attend(block: Any, x: Tensor, angles: tuple[Tensor, Tensor], documents: Docu
     v = _heads(block, block.v_proj(x), None)
     cos, sin = (part.unsqueeze(2) for part in angles)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    out = packed_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), documents, scale=block.scaling,
-        window=getattr(block, "sliding_window", None),
-        dropout=block.attention_dropout if block.training else 0.0)
+    out, _ = attention_function()(
+        block, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None,
+        dropout=block.attention_dropout if block.training else 0.0, scaling=block.scaling,
+        sliding_window=getattr(block, "sliding_window", None), documents=documents)
     projected: Tensor = block.o_proj(out.flatten(2))
     return projected
 
