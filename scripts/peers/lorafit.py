@@ -1,0 +1,34 @@
+"""lorafit at its defaults: `lorafit train recipe.yaml`."""
+
+import json
+from pathlib import Path
+
+from peers.peer import Peer, Start, Work
+
+
+def write(work: Work, folder: Path) -> Start:
+    recipe = {
+        "model": {"base": str(work.model), "dtype": "float32"},
+        "adapter": {"rank": work.rank, "alpha": work.alpha, "target_modules": "all-linear"},
+        "data": {"train": str(work.rows), "format": "chat", "max_length_tokens": 4096},
+        "training": {
+            "steps": work.steps, "batch_size": work.batch, "learning_rate": work.learning_rate,
+            "max_grad_norm": work.max_grad_norm, "seed": work.seed,
+        },
+        "output": {"dir": str(folder / "run")},
+    }
+    # JSON is YAML.
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(recipe, indent=2))
+    # Its cache of tokenised rows would make a second run's start look faster than a first one's.
+    return Start(["train", str(path)], own=True,
+                 environment={"LORAFIT_CACHE": str(folder / "cache")})
+
+
+def losses(folder: Path) -> list[float]:
+    """lorafit computes its loss by a function of its own; its metrics have it for every step."""
+    lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line and "step" in line]
+
+
+PEERS = [Peer("lorafit", "lorafit", "lorafit", "default", "", None, write, losses=losses)]

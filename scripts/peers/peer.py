@@ -1,0 +1,84 @@
+"""What a tool is to the benchmark: its environment, and how one run of it is started."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peers.environment import Environment
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work that every tool does. Written by `peers.work` under `folder`.
+
+    rows: a JSONL file of chat rows. mean_tokens and longest_tokens are of a rendered row.
+    """
+
+    folder: Path
+    batch: int
+    steps: int
+    vocabulary: int
+    pad_id: int
+    tokens: int
+    supervised_tokens: int
+    longest_tokens: int
+    trained_parameters: int
+    rank: int = 16
+    alpha: int = 32
+    learning_rate: float = 1e-4
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+    @property
+    def targets(self) -> list[str]:
+        return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+    @property
+    def pack_rows(self) -> int:
+        """Packed sequences in an optimizer step."""
+        return 2
+
+    @property
+    def pack_tokens(self) -> int:
+        """Length of a packed sequence: a step of `pack_rows` holds about `batch` rows' tokens."""
+        wanted = self.batch * self.tokens / (self.batch * self.steps) / self.pack_rows
+        return max(8 * round(wanted / 8), self.longest_tokens)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A command. arguments: after the environment's Python, or a whole command if `own` is set."""
+
+    arguments: list[str]
+    own: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A tool at one of its settings.
+
+    name: on the command line. setting: "default" or "best". note: what the setting is, in a few
+    words. package: whose version is shown. environment: None if the caller brings one. packed:
+    whether an optimizer step is a number of packed sequences, not of rows. write: puts the
+    configuration of a run into a folder and says how to start it. losses: reads the mean loss of
+    each step from the folder of a run, where the probe cannot see it.
+    """
+
+    name: str
+    tool: str
+    package: str
+    setting: str
+    note: str
+    environment: Environment | None
+    write: Callable[[Work, Path], Start]
+    packed: bool = False
+    losses: Callable[[Path], list[float]] | None = None
