@@ -33,6 +33,8 @@ def write(work: Work, folder: Path, packed: bool) -> Start:
         "chat_template": "tokenizer_default", "dataset_prepared_path": str(folder / "prepared"),
         "val_set_size": 0, "shuffle_merged_datasets": False,
         "shuffle_before_merging_datasets": False,
+        # Its name for a sampler that keeps the rows' order.
+        "curriculum_sampling": True,
         "sequence_len": 1024 if work.longest_tokens <= 1024 else 4096, "sample_packing": False,
         "micro_batch_size": work.batch, "gradient_accumulation_steps": 1, "num_epochs": 1,
         "optimizer": "adamw_torch", "learning_rate": work.learning_rate,

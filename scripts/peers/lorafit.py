@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from peers.peer import Peer, Start, Work
 
@@ -25,10 +26,19 @@ def write(work: Work, folder: Path) -> Start:
                  environment={"LORAFIT_CACHE": str(folder / "cache")})
 
 
-def losses(folder: Path) -> list[float]:
+def metrics(folder: Path) -> list[dict[str, Any]]:
     """lorafit computes its loss by a function of its own; its metrics have it for every step."""
     lines = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line and "step" in line]
+    return [line for line in lines if "grad_norm" in line]
 
 
-PEERS = [Peer("lorafit", "lorafit", "lorafit", "default", "", None, write, losses=losses)]
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in metrics(folder)]
+
+
+def supervised(folder: Path) -> int:
+    return sum(line["supervised_tokens"] for line in metrics(folder))
+
+
+PEERS = [Peer("lorafit", "lorafit", "lorafit", "default", "", None, write, ordered=False,
+              losses=losses, supervised=supervised)]

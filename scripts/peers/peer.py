@@ -68,9 +68,10 @@ class Peer:
 
     name: on the command line. setting: "default" or "best". note: what the setting is, in a few
     words. package: whose version is shown. environment: None if the caller brings one. packed:
-    whether an optimizer step is a number of packed sequences, not of rows. write: puts the
-    configuration of a run into a folder and says how to start it. losses: reads the mean loss of
-    each step from the folder of a run, where the probe cannot see it.
+    whether an optimizer step is a number of packed sequences, not of rows. ordered: whether the
+    rows keep their order. write: puts the configuration of a run into a folder and says how to
+    start it. losses, supervised: read the mean loss of each step, and the number of supervised
+    tokens, from the folder of a run, where the probe cannot see them.
     """
 
     name: str
@@ -81,4 +82,6 @@ class Peer:
     environment: Environment | None
     write: Callable[[Work, Path], Start]
     packed: bool = False
+    ordered: bool = True
     losses: Callable[[Path], list[float]] | None = None
+    supervised: Callable[[Path], int] | None = None

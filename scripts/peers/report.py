@@ -72,7 +72,7 @@ def differences(peer: Peer, steps: list[dict[str, Any]], work: Work,
     if not peer.packed and len(steps) != work.steps:
         found.append(f"{len(steps)} steps, not {work.steps}")
     supervised = sum(step["supervised"] for step in steps)
-    if supervised and abs(supervised - work.supervised_tokens) > allowed:
+    if abs(supervised - work.supervised_tokens) > allowed:
         found.append(f"{supervised} supervised tokens, not {work.supervised_tokens}")
     norms = [step["grad_norm"] for step in steps]
     if not all(math.isfinite(norm) and norm > 0 for norm in norms):
@@ -90,7 +90,7 @@ def differences(peer: Peer, steps: list[dict[str, Any]], work: Work,
     if plain is not None and plain.failure is None:
         theirs = [step["loss"] for step in plain.steps]
         # Where the rows of a step are others, the mean over the run is what can be compared.
-        ordered = not peer.packed and peer.losses is None
+        ordered = peer.ordered and not peer.packed
         mine, other, name = ((losses[0], theirs[0], "first loss") if ordered else
                              (statistics.mean(losses), statistics.mean(theirs), "mean loss"))
         if not abs(mine - other) < SAME_LOSS:

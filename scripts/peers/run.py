@@ -94,6 +94,9 @@ def steps_of(peer: Peer, folder: Path) -> list[dict[str, Any]]:
         raise ValueError(f"the probe saw {len(steps)} optimizer steps")
     if len({step["pid"] for step in steps}) > 1:
         raise ValueError("several processes took optimizer steps")
+    if not steps[0]["supervised"] and peer.supervised:
+        # The last step's line stands for all.
+        steps[-1]["supervised"] = peer.supervised(folder)
     if steps[0]["loss"] is None:
         losses = peer.losses(folder) if peer.losses else losses_in(folder / "log.txt")
         if len(losses) != len(steps):

@@ -51,25 +51,40 @@ def prompts_and_completions(rows: str) -> Any:
         [{"prompt": both[:1], "completion": both[1:]} for both in messages])
 
 
+def count_supervised(trainer: Any, folder: str) -> None:
+    """Writes how many tokens the trainer supervises: its loss goes through no torch function."""
+    labels = [label for row in trainer.train_dataset
+              for label in trainer.data_collator([row])["labels"].flatten().tolist()]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "supervised.txt").write_text(str(sum(label != -100 for label in labels)))
+
+
+def supervised(folder: Path) -> int:
+    return int((folder / "run" / "supervised.txt").read_text())
+
+
 def train(config: dict[str, Any]) -> None:
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    SFTTrainer(
+    trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(config["model"], dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(config["model"]),
         train_dataset=prompts_and_completions(config["rows"]), args=SFTConfig(**config["sft"]),
         peft_config=LoraConfig(r=config["rank"], lora_alpha=config["alpha"], lora_dropout=0.0,
                                target_modules=config["targets"], task_type="CAUSAL_LM"),
-    ).train()
+    )
+    count_supervised(trainer, config["sft"]["output_dir"])
+    trainer.train()
 
 
 PEERS = [
-    Peer("trl", "TRL", "trl", "default", "padded", ENVIRONMENT, partial(write, best=False)),
+    Peer("trl", "TRL", "trl", "default", "padded", ENVIRONMENT, partial(write, best=False),
+         supervised=supervised),
     Peer("trl-packed", "TRL", "trl", "best", "padding_free", ENVIRONMENT,
-         partial(write, best=True)),
+         partial(write, best=True), supervised=supervised),
 ]
 
 if __name__ == "__main__":

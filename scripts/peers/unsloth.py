@@ -14,7 +14,7 @@ from typing import Any
 
 from peers.environment import Environment
 from peers.peer import Peer, Start, Work
-from peers.trl import prompts_and_completions, settings
+from peers.trl import count_supervised, prompts_and_completions, settings, supervised
 
 ENVIRONMENT = Environment(
     "unsloth", ("unsloth==2026.10.9", "unsloth_zoo==2026.10.9"),
@@ -43,17 +43,19 @@ def train(config: dict[str, Any]) -> None:
         model, r=config["rank"], lora_alpha=config["alpha"], lora_dropout=0.0,
         target_modules=config["targets"], use_gradient_checkpointing=config["recompute"],
         random_state=config["seed"])
-    SFTTrainer(
+    trainer = SFTTrainer(
         model=model, processing_class=tokenizer,
         train_dataset=prompts_and_completions(config["rows"]), args=SFTConfig(**config["sft"]),
-    ).train()
+    )
+    count_supervised(trainer, config["sft"]["output_dir"])
+    trainer.train()
 
 
 PEERS = [
     Peer("unsloth", "Unsloth", "unsloth", "default", "padded", ENVIRONMENT,
-         partial(write, best=False)),
+         partial(write, best=False), supervised=supervised),
     Peer("unsloth-best", "Unsloth", "unsloth", "best", "padded, nothing recomputed", ENVIRONMENT,
-         partial(write, best=True)),
+         partial(write, best=True), supervised=supervised),
 ]
 
 if __name__ == "__main__":
