@@ -55,8 +55,10 @@ class Probe:
             self.losses.append((value * count if reduction == "mean" else value, count))
 
     def before_step(self, optimizer, args, kwargs):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norms = [p.grad.detach().float().norm() for p in parameters if p.grad is not None]
+        # Some tools hand their optimizer the frozen weights too; those have no gradient.
+        parameters = [p for group in optimizer.param_groups for p in group["params"]
+                      if p.grad is not None]
+        norms = [p.grad.detach().float().norm() for p in parameters]
         self.norm = float(self.torch.stack(norms).norm()) if norms else 0.0
         self.parameters = sum(p.numel() for p in parameters)
 
