@@ -52,7 +52,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--size", choices=("full", "trial"), default="full",
                         help="trial: a tiny model, to see whether the tools run")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)),
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser.add_argument("--threads", type=int, default=cores,
                         help="threads of each tool (default: all cores, %(default)s)")
     parser.add_argument("--limit-minutes", type=float, default=60,
                         help="longest a run may take (default: %(default)g)")
@@ -71,7 +72,8 @@ def parse() -> argparse.Namespace:
         parser.error(f"no such peer: {', '.join(unknown)}. There are {', '.join(PEERS)}.")
     if arguments.steps < 3:
         parser.error("--steps must be at least 3: the first two are not measured.")
-    arguments.work = arguments.work.absolute()
+    # Not resolved: a Python in a virtual environment is a link.
+    arguments.work, arguments.lorafit = arguments.work.absolute(), arguments.lorafit.absolute()
     return arguments
 
 
@@ -97,9 +99,10 @@ def write_work(arguments: argparse.Namespace) -> Work:
                "--data", str(arguments.data.absolute()), "--to", str(folder),
                "--batch", str(arguments.batch), "--steps", str(arguments.steps),
                "--size", arguments.size]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(HERE)})
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(HERE)},
+                          capture_output=True, text=True)
     if done.returncode:
-        sys.exit("The model and the rows could not be written.")
+        sys.exit(f"The model and the rows could not be written:\n{done.stderr}")
     return Work(folder=folder, **json.loads((folder / "work.json").read_text()))
 
 
@@ -161,7 +164,8 @@ def main() -> None:
             runs[peer.name].append(found)
             print(f"repeat {repeat + 1}  {peer.name:<20} {describe(found)}", flush=True)
     first = next((found for found in runs.get("plain", []) if found.failure is None), None)
-    rows = [row(peer, version_of(peer, lorafit, arguments.work), runs[peer.name], work, first)
+    rows = [row(peer, version_of(peer, lorafit, arguments.work), runs[peer.name], work, first,
+                arguments.threads)
             for peer in peers]
     print("\n" + table(rows) + "\n\n" + "\n".join(conclusions(rows)))
     if arguments.json:

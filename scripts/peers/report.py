@@ -16,7 +16,11 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Row:
-    """A peer's runs, summed up. rates: tokens a second in each repeat that worked."""
+    """A peer's runs, summed up.
+
+    rates: tokens a second in each repeat that worked. first_norm: of the first step's gradient,
+    after clipping. padding: the part of the computed tokens that is padding.
+    """
 
     peer: Peer
     version: str
@@ -24,6 +28,7 @@ class Row:
     peak_bytes: int
     first_step_s: float
     losses: list[float]
+    first_norm: float
     padding: float
     recomputes: bool
     steps: int
@@ -42,26 +47,28 @@ def rate(steps: list[dict[str, Any]]) -> float:
             / (steps[-1]["time_s"] - steps[WARM_UP_STEPS - 1]["time_s"]))
 
 
-def row(peer: Peer, version: str, runs: list[Run], work: Work, plain: Run | None) -> Row:
+def row(peer: Peer, version: str, runs: list[Run], work: Work, plain: Run | None,
+        threads: int) -> Row:
     worked = [run for run in runs if run.failure is None]
     if not worked:
         why = runs[-1].failure if runs else "was not run"
-        return Row(peer, version, [], 0, 0.0, [], 0.0, False, 0, failure=why)
+        return Row(peer, version, [], 0, 0.0, [], 0.0, 0.0, False, 0, failure=why)
     steps = worked[0].steps
-    differs = [found for run in worked for found in differences(peer, run.steps, work, plain)]
+    differs = [found for run in worked
+               for found in differences(peer, run.steps, work, plain, threads)]
     differs += [f"a repeat failed: {run.failure}" for run in runs if run.failure is not None]
     computed = sum(step["computed_tokens"] for step in steps)
     return Row(
         peer, version, [rate(run.steps) for run in worked],
         max(step["peak_bytes"] for run in worked for step in run.steps),
         statistics.median(run.steps[0]["since_start_s"] for run in worked),
-        [step["loss"] for step in steps],
+        [step["loss"] for step in steps], steps[0]["grad_norm"],
         1 - sum(step["tokens"] for step in steps) / computed if computed else math.nan,
         any(step["recomputed"] for step in steps), len(steps), list(dict.fromkeys(differs)))
 
 
-def differences(peer: Peer, steps: list[dict[str, Any]], work: Work,
-                plain: Run | None) -> list[str]:
+def differences(peer: Peer, steps: list[dict[str, Any]], work: Work, plain: Run | None,
+                threads: int) -> list[str]:
     """In what a run's work is not the work that was asked for; empty if in nothing."""
     found = []
     tokens = sum(step["tokens"] for step in steps)
@@ -80,9 +87,10 @@ def differences(peer: Peer, steps: list[dict[str, Any]], work: Work,
     trained = {step["parameters"] for step in steps}
     if trained != {work.trained_parameters}:
         found.append(f"{trained} weights trained, not {work.trained_parameters}")
-    optimizers = {step["optimizer"] for step in steps}
-    if optimizers != {"AdamW"}:
-        found.append(f"optimizer {optimizers}")
+    for what, wanted in (("optimizer", "AdamW"), ("dtype", "float32"), ("threads", threads)):
+        seen = {step[what] for step in steps}
+        if seen != {wanted}:
+            found.append(f"{what} {', '.join(map(str, seen))}, not {wanted}")
     losses = [step["loss"] for step in steps]
     chance = math.log(work.vocabulary)
     if not abs(losses[0] - chance) < NEAR_CHANCE:
@@ -100,7 +108,7 @@ def differences(peer: Peer, steps: list[dict[str, Any]], work: Work,
 
 def table(rows: list[Row]) -> str:
     head = ["tool", "version", "setting", "tokens/s", "min–max", "× plain", "padding", "recomputes",
-            "peak GB", "1st step s", "loss", "steps", "checks"]
+            "peak GB", "1st step s", "loss", "1st gradient", "steps", "checks"]
     plain = next((row for row in rows if row.peer.name == "plain" and not row.failure), None)
     cells = [head]
     for row in rows:
@@ -114,7 +122,7 @@ def table(rows: list[Row]) -> str:
             f"{row.rate / plain.rate:.2f}" if plain else "", f"{row.padding:.0%}",
             "yes" if row.recomputes else "no", f"{row.peak_bytes / 1e9:.2f}",
             f"{row.first_step_s:.1f}", f"{row.losses[0]:.3f} → {row.losses[-1]:.3f}",
-            str(row.steps), "DIFFERS" if row.differs else "same work"])
+            f"{row.first_norm:.4f}", str(row.steps), "DIFFERS" if row.differs else "same work"])
     whole = [line for line in cells if len(line) == len(head)]
     widths = [max(len(line[column]) for line in whole) for column in range(len(head))]
     for column in range(3):  # rows of failures too
@@ -151,5 +159,6 @@ def as_json(rows: list[Row]) -> list[dict[str, Any]]:
     return [{"peer": row.peer.name, "tool": row.peer.tool, "version": row.version,
              "setting": row.peer.setting, "note": row.peer.note, "failure": row.failure,
              "differs": row.differs, "tokens_per_s": row.rates, "peak_bytes": row.peak_bytes,
-             "first_step_s": row.first_step_s, "losses": row.losses, "padding": row.padding,
+             "first_step_s": row.first_step_s, "losses": row.losses,
+             "first_grad_norm": row.first_norm, "padding": row.padding,
              "recomputes": row.recomputes, "steps": row.steps} for row in rows]

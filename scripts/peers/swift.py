@@ -4,7 +4,8 @@ Its packing and padding-free batches ask for FlashAttention, so on a CPU it pads
 conversation with a line break after the end of turn, which the other tools' rows do not have: a
 plugin of three lines registers the template without.
 
-Default: padded, activations recomputed. Best: nothing recomputed.
+Default: padded, activations recomputed. Best: rows of similar length together, so that little is
+padded, and nothing recomputed.
 """
 
 from functools import partial
@@ -43,7 +44,9 @@ def write(work: Work, folder: Path, best: bool) -> Start:
         "dataloader_num_workers": 0, "use_hf": "true",
     }
     if best:
-        options |= {"gradient_checkpointing": "false"}
+        # It groups shuffled rows only.
+        options |= {"gradient_checkpointing": "false", "group_by_length": "true",
+                    "train_dataloader_shuffle": "true"}
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return Start(["-m", "swift.cli.sft", *arguments],
                  environment={"MODELSCOPE_CACHE": str(folder / "modelscope")})
@@ -52,6 +55,6 @@ def write(work: Work, folder: Path, best: bool) -> Start:
 PEERS = [
     Peer("swift", "ms-swift", "ms-swift", "default", "padded", ENVIRONMENT,
          partial(write, best=False)),
-    Peer("swift-best", "ms-swift", "ms-swift", "best", "padded, nothing recomputed", ENVIRONMENT,
-         partial(write, best=True)),
+    Peer("swift-best", "ms-swift", "ms-swift", "best", "padded, grouped by length", ENVIRONMENT,
+         partial(write, best=True), ordered=False),
 ]

@@ -3,7 +3,8 @@
 On a machine without an accelerator Unsloth chooses its CPU backend by itself; that turns packing
 and padding-free batches off. Left out: xformers, tied to one build of torch, and torchvision.
 
-Default: padded, activations recomputed. Best: nothing recomputed.
+Default: padded, activations recomputed. Best: rows of similar length together, so that little is
+padded, and nothing recomputed.
 """
 
 import json
@@ -24,7 +25,8 @@ ENVIRONMENT = Environment(
 def write(work: Work, folder: Path, best: bool) -> Start:
     config = {**settings(work, folder), "recompute": False if best else "unsloth"}
     if best:
-        config["sft"] |= {"gradient_checkpointing": False}
+        config["sft"] |= {"gradient_checkpointing": False,
+                          "train_sampling_strategy": "group_by_length"}
     path = folder / "config.json"
     path.write_text(json.dumps(config, indent=2))
     return Start(["-m", "peers.unsloth", str(path)],
@@ -54,8 +56,8 @@ def train(config: dict[str, Any]) -> None:
 PEERS = [
     Peer("unsloth", "Unsloth", "unsloth", "default", "padded", ENVIRONMENT,
          partial(write, best=False), supervised=supervised),
-    Peer("unsloth-best", "Unsloth", "unsloth", "best", "padded, nothing recomputed", ENVIRONMENT,
-         partial(write, best=True), supervised=supervised),
+    Peer("unsloth-best", "Unsloth", "unsloth", "best", "padded, grouped by length", ENVIRONMENT,
+         partial(write, best=True), ordered=False, supervised=supervised),
 ]
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class Probe:
         self.pad_id = int(os.environ["PEERS_PAD_ID"])
         self.started = float(os.environ["PEERS_STARTED"])
         self.step = 0
+        self.dtype = None
         self.clear()
 
     def clear(self):
@@ -47,6 +48,7 @@ class Probe:
         if ids.numel() and self.torch.is_grad_enabled():
             self.tokens += int((ids != self.pad_id).sum())
             self.computed += ids.numel()
+            self.dtype = str(weight.dtype).removeprefix("torch.")
 
     def lost(self, loss, target, ignored, reduction):
         count = int((target != ignored).sum())
@@ -74,6 +76,7 @@ class Probe:
             "parameters": self.parameters, "recomputed": self.recomputed,
             "peak_bytes": peak_bytes(), "threads": self.torch.get_num_threads(),
             "pid": os.getpid(), "optimizer": type(optimizer).__name__,
+            "dtype": self.dtype,
         }
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
