@@ -147,8 +147,11 @@ def main() -> None:
           f"supervised, the longest row {work.longest_tokens}\n"
           f"{work.trained_parameters} trained weights; torch {arguments.torch}; "
           f"{arguments.threads} threads\n"
-          f"packed: {work.pack_rows} sequences of {work.pack_tokens} tokens in a step; "
-          f"{work.batch} rows have {work.tokens / work.steps:.0f} on average", flush=True)
+          f"{work.batch} rows have {work.tokens / work.steps:.0f} tokens on average", flush=True)
+    for peer in peers:
+        if peer.sequences is not None:
+            print(f"{peer.name}: {peer.sequences} packed sequences of "
+                  f"{work.pack_tokens(peer.sequences)} tokens in a step", flush=True)
     if arguments.build_only:
         return
     runs: dict[str, list[Run]] = {peer.name: [] for peer in peers}
@@ -171,7 +174,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps({
             "torch": arguments.torch, "threads": arguments.threads, "tokens": work.tokens,
-            "supervised_tokens": work.supervised_tokens, "pack_tokens": work.pack_tokens,
+            "supervised_tokens": work.supervised_tokens,
             "rows": as_json(rows)}, indent=1))
 
 

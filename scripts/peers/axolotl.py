@@ -18,6 +18,8 @@ ENVIRONMENT = Environment(
     "axolotl", ("axolotl==0.19.0",),
     without=("xformers", "torchvision", "torchaudio", "modal", "ocifs", "adlfs", "gcsfs", "s3fs",
              "lm-eval", "gradio", "trackio"))
+# Packed, in a step. Attention costs the square of their length; shorter ones are filled less well.
+SEQUENCES = 3
 
 
 def write(work: Work, folder: Path, packed: bool) -> Start:
@@ -45,8 +47,8 @@ def write(work: Work, folder: Path, packed: bool) -> Start:
         "use_tensorboard": False, "dataset_num_proc": 1, "dataloader_num_workers": 0,
     }
     if packed:
-        config |= {"sample_packing": True, "sequence_len": work.pack_tokens,
-                   "micro_batch_size": work.pack_rows, "sample_packing_sequentially": False}
+        config |= {"sample_packing": True, "sequence_len": work.pack_tokens(SEQUENCES),
+                   "micro_batch_size": SEQUENCES, "sample_packing_sequentially": False}
     path = folder / "config.yaml"
     path.write_text(json.dumps(config, indent=2))
     return Start(["-m", "axolotl.cli.main", "train", str(path), "--launcher", "python"],
@@ -57,5 +59,5 @@ PEERS = [
     Peer("axolotl", "axolotl", "axolotl", "default", "padded", ENVIRONMENT,
          partial(write, packed=False)),
     Peer("axolotl-packed", "axolotl", "axolotl", "best", "sample_packing", ENVIRONMENT,
-         partial(write, packed=True), packed=True),
+         partial(write, packed=True), sequences=SEQUENCES),
 ]

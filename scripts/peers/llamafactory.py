@@ -17,6 +17,8 @@ from peers.peer import Peer, Start, Work
 
 ENVIRONMENT = Environment("llamafactory", ("llamafactory==0.9.5",),
                           without=("torchaudio", "torchvision", "triton"))
+# Packed, in a step. Attention costs the square of their length; shorter ones are filled less well.
+SEQUENCES = 3
 
 
 def write(work: Work, folder: Path, packed: bool) -> Start:
@@ -40,8 +42,8 @@ def write(work: Work, folder: Path, packed: bool) -> Start:
     }
     if packed:
         # A packed sequence is one token longer than cutoff_len.
-        config |= {"packing": True, "neat_packing": True, "cutoff_len": work.pack_tokens,
-                   "per_device_train_batch_size": work.pack_rows,
+        config |= {"packing": True, "neat_packing": True, "cutoff_len": work.pack_tokens(SEQUENCES),
+                   "per_device_train_batch_size": SEQUENCES,
                    "disable_gradient_checkpointing": True}
     path = folder / "config.yaml"
     path.write_text(json.dumps(config, indent=2))
@@ -53,5 +55,5 @@ PEERS = [
     Peer("llamafactory", "LLaMA-Factory", "llamafactory", "default", "padded", ENVIRONMENT,
          partial(write, packed=False)),
     Peer("llamafactory-packed", "LLaMA-Factory", "llamafactory", "best", "neat_packing",
-         ENVIRONMENT, partial(write, packed=True), packed=True),
+         ENVIRONMENT, partial(write, packed=True), sequences=SEQUENCES),
 ]

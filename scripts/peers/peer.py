@@ -1,5 +1,6 @@
 """What a tool is to the benchmark: its environment, and how one run of it is started."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,16 +42,14 @@ class Work:
     def targets(self) -> list[str]:
         return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-    @property
-    def pack_rows(self) -> int:
-        """Packed sequences in an optimizer step."""
-        return 2
+    def pack_tokens(self, sequences: int) -> int:
+        """Length of a packed sequence, where `sequences` of them make an optimizer step.
 
-    @property
-    def pack_tokens(self) -> int:
-        """Length of a packed sequence: a step of `pack_rows` holds about `batch` rows' tokens."""
-        wanted = self.batch * self.tokens / (self.batch * self.steps) / self.pack_rows
-        return max(8 * round(wanted / 8), self.longest_tokens)
+        A step then holds about as many tokens as `batch` rows.
+        """
+        # A multiple of 8, to which some collators would pad it; no row may have to be cut.
+        wanted = max(self.tokens / self.steps / sequences, self.longest_tokens)
+        return 8 * math.ceil(wanted / 8)
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ class Peer:
     """A tool at one of its settings.
 
     name: on the command line. setting: "default" or "best". note: what the setting is, in a few
-    words. package: whose version is shown. environment: None if the caller brings one. packed:
-    whether an optimizer step is a number of packed sequences, not of rows. ordered: whether the
+    words. package: whose version is shown. environment: None if the caller brings one. sequences:
+    how many packed sequences make an optimizer step, where it is not `batch` rows. ordered: whether the
     rows keep their order. write: puts the configuration of a run into a folder and says how to
     start it. losses, supervised: read the mean loss of each step, and the number of supervised
     tokens, from the folder of a run, where the probe cannot see them.
@@ -81,7 +80,11 @@ class Peer:
     note: str
     environment: Environment | None
     write: Callable[[Work, Path], Start]
-    packed: bool = False
+    sequences: int | None = None
     ordered: bool = True
     losses: Callable[[Path], list[float]] | None = None
     supervised: Callable[[Path], int] | None = None
+
+    @property
+    def packed(self) -> bool:
+        return self.sequences is not None

@@ -19,6 +19,8 @@ from peers.peer import Peer, Start, Work
 # torchtune does not say which torchao it wants; later ones have lost what it imports.
 ENVIRONMENT = Environment("torchtune", ("torchtune==0.6.1",), also=("torchao==0.10.0",),
                           without=("torchvision", "torchaudio", "triton"))
+# Packed, in a step. It packs rows in their order, so short sequences would stay half empty.
+SEQUENCES = 2
 
 
 def write(work: Work, folder: Path, packed: bool) -> Start:
@@ -44,9 +46,9 @@ def write(work: Work, folder: Path, packed: bool) -> Start:
         },
         "resume_from_checkpoint": False, "save_adapter_weights_only": True,
         "dataset": {"_component_": "peers.torchtune.rows", "path": str(work.rows),
-                    "packed": packed, "pack_tokens": work.pack_tokens},
+                    "packed": packed, "pack_tokens": work.pack_tokens(SEQUENCES)},
         "seed": work.seed, "shuffle": False,
-        "batch_size": work.pack_rows if packed else work.batch,
+        "batch_size": SEQUENCES if packed else work.batch,
         "optimizer": {"_component_": "torch.optim.AdamW", "fused": True, "weight_decay": 0.0,
                       "lr": work.learning_rate},
         "lr_scheduler": {"_component_": "peers.torchtune.constant"},
@@ -104,5 +106,5 @@ PEERS = [
     Peer("torchtune", "torchtune", "torchtune", "default", "padded", ENVIRONMENT,
          partial(write, packed=False)),
     Peer("torchtune-packed", "torchtune", "torchtune", "best", "PackedDataset", ENVIRONMENT,
-         partial(write, packed=True), packed=True),
+         partial(write, packed=True), sequences=SEQUENCES),
 ]

@@ -74,7 +74,8 @@ class Probe:
             "loss": sum(loss for loss, _ in self.losses) / weight if weight else None,
             "grad_norm": self.norm, "norm_before_clip": self.clipped,
             "parameters": self.parameters, "recomputed": self.recomputed,
-            "peak_bytes": peak_bytes(), "threads": self.torch.get_num_threads(),
+            "cpu_s": time.process_time(), "peak_bytes": peak_bytes(),
+            "threads": self.torch.get_num_threads(),
             "pid": os.getpid(), "optimizer": type(optimizer).__name__,
             "dtype": self.dtype,
         }
