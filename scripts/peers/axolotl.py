@@ -19,7 +19,7 @@ ENVIRONMENT = Environment(
     without=("xformers", "torchvision", "torchaudio", "modal", "ocifs", "adlfs", "gcsfs", "s3fs",
              "lm-eval", "gradio", "trackio"))
 # Packed, in a step. Attention costs the square of their length; shorter ones are filled less well.
-SEQUENCES = 3
+SEQUENCES = 4
 
 
 def write(work: Work, folder: Path, packed: bool) -> Start:

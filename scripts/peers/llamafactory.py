@@ -18,7 +18,7 @@ from peers.peer import Peer, Start, Work
 ENVIRONMENT = Environment("llamafactory", ("llamafactory==0.9.5",),
                           without=("torchaudio", "torchvision", "triton"))
 # Packed, in a step. Attention costs the square of their length; shorter ones are filled less well.
-SEQUENCES = 3
+SEQUENCES = 4
 
 
 def write(work: Work, folder: Path, packed: bool) -> Start:

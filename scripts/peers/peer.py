@@ -12,7 +12,8 @@ from peers.environment import Environment
 class Work:
     """The work that every tool does. Written by `peers.work` under `folder`.
 
-    rows: a JSONL file of chat rows. mean_tokens and longest_tokens are of a rendered row.
+    tokens, supervised_tokens: of all rows. longest_tokens: of a rendered row. trained_parameters:
+    of the adapter. rows: a JSONL file of chat rows.
     """
 
     folder: Path
@@ -67,10 +68,10 @@ class Peer:
 
     name: on the command line. setting: "default" or "best". note: what the setting is, in a few
     words. package: whose version is shown. environment: None if the caller brings one. sequences:
-    how many packed sequences make an optimizer step, where it is not `batch` rows. ordered: whether the
-    rows keep their order. write: puts the configuration of a run into a folder and says how to
-    start it. losses, supervised: read the mean loss of each step, and the number of supervised
-    tokens, from the folder of a run, where the probe cannot see them.
+    how many packed sequences make an optimizer step, where it is not `batch` rows. ordered:
+    whether the rows keep their order. write: puts the configuration of a run into a folder and
+    says how to start it. losses, supervised: read the mean loss of each step, and the number of
+    supervised tokens, from the folder of a run, where the probe cannot see them.
     """
 
     name: str
