@@ -1,4 +1,4 @@
-"""lorafit at its defaults: `lorafit train recipe.yaml`."""
+"""lorafit at its defaults, but for checkpoints: only at the end, since the other tools save none."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,7 @@ def write(work: Work, folder: Path) -> Start:
         "training": {
             "steps": work.steps, "batch_size": work.batch, "learning_rate": work.learning_rate,
             "max_grad_norm": work.max_grad_norm, "seed": work.seed,
+            "checkpoint_every": work.steps,
         },
         "output": {"dir": str(folder / "run")},
     }
