@@ -19,7 +19,7 @@ class Row:
     """A peer's runs, summed up.
 
     rates: tokens a second in each repeat that worked. first_norm: of the first step's gradient,
-    after clipping. padding: the part of the computed tokens that is padding.
+    before clipping if that was seen. padding: the part of the computed tokens that is padding.
     """
 
     peer: Peer
@@ -62,7 +62,7 @@ def row(peer: Peer, version: str, runs: list[Run], work: Work, plain: Run | None
         peer, version, [rate(run.steps) for run in worked],
         max(step["peak_bytes"] for run in worked for step in run.steps),
         statistics.median(run.steps[0]["since_start_s"] for run in worked),
-        [step["loss"] for step in steps], steps[0]["grad_norm"],
+        [step["loss"] for step in steps], steps[0]["norm_before_clip"] or steps[0]["grad_norm"],
         1 - sum(step["tokens"] for step in steps) / computed if computed else math.nan,
         any(step["recomputed"] for step in steps), len(steps), list(dict.fromkeys(differs)))
 
