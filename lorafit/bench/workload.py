@@ -88,7 +88,11 @@ def of_request(request: Request, shape: Shape | None = None, base: Any = None) -
         _refuse_too_large(name, config, dtype.value, device)
         base = random_base(config, dtype.value, "sdpa", device, quantization=request.quantization)
     batching = auto.batching("auto", "sdpa", takes_documents=True)
-    micro = auto.micro_batch_size("auto", request.batch_size, 1, longest, sizes.vocabulary, facts)
+    mean = sum(map(len, rows)) / len(rows)
+    micro = auto.micro_batch_size(
+        "auto", request.batch_size, 1,
+        auto.row_tokens(batching.value, longest, mean, longest, facts), sizes.vocabulary,
+        sizes.hidden, facts)
     if request.micro_tokens is not None:
         fitting = min(request.batch_size, max(1, request.micro_tokens // longest))
         micro = Decision(micro.key, fitting, f"rows of up to {longest} tokens, at most "

@@ -49,24 +49,25 @@ class Batching:
 
 
 def compare(feed: Feed, steps: int, recipe: Recipe, longest_tokens: int, vocabulary: int,
-            device: Device) -> Batching:
+            hidden_size: int | None, device: Device) -> Batching:
     """Lay out the first `steps` steps in every way, on one rank.
 
-    Of the base only the tokenizer is known here; it is taken to be one whose attention can be
-    replaced, as nearly all are.
+    The base is taken to be one whose attention can be replaced, as nearly all are.
     """
     training = recipe.training
     dtype = auto.dtype(recipe.model.dtype, device).value
     attention = auto.attention(recipe.model.attention, device, dtype, True).value
     by_sequence = attention == "sdpa" or attention.startswith("flash_attention")
     examples = [feed.step(step) for step in range(steps)]
+    mean = sum(int(step.lengths.sum()) for step in examples) / sum(map(len, examples))
     supervised = sum(step[i].supervised_tokens for step in examples for i in range(len(step)))
     ways = []
     for batching in WAYS:
         row_tokens = recipe.data.max_length_tokens
         micro = auto.micro_batch_size(
             training.micro_batch_size, training.batch_size, 1,
-            row_tokens if batching == "packed" else longest_tokens, vocabulary, device).value
+            auto.row_tokens(batching, longest_tokens, mean, row_tokens, device), vocabulary,
+            hidden_size, device).value
         layout = Layout(batching, micro, row_tokens, flat=by_sequence)
         ways.append(_lay_out(examples, layout, supervised))
     decision = auto.batching(training.batching, attention, takes_documents=True,

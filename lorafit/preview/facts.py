@@ -9,6 +9,7 @@ from lorafit.data.dataset import Finding, Report
 from lorafit.data.examples import Exchange, Passage
 from lorafit.data.pipeline import make_renderer
 from lorafit.errors import Problem
+from lorafit.model.base import load_config
 from lorafit.preview.batching import MOST_STEPS, Batching, compare
 from lorafit.preview.lengths import Bin, Lengths, histogram, measure
 from lorafit.preview.reading import Part, Reading, Watch, reading
@@ -74,9 +75,14 @@ def look(recipe: Recipe, tokenizer: Any, device: Device, wanted: Wanted,
             bins=tuple(histogram([part.uncut_lengths for part in read.parts])),
             max_length_tokens=limit, on_long=recipe.data.on_long,
             batching=compare(read.feed, _steps(read, recipe), recipe, _longest(read, recipe.data),
-                             len(tokenizer), device),
+                             len(tokenizer), _hidden_size(recipe), device),
             problems=read.problems,
         )
+
+
+def _hidden_size(recipe: Recipe) -> int | None:
+    sizes = load_config(recipe.model).get_text_config()
+    return getattr(sizes, "hidden_size", None)
 
 
 def _parts_of(read: Reading, split: str) -> tuple[Part, Part | None]:

@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,19 @@ class Prepared:
     decisions: list[Decision]
     plan: Plan
     remarks: list[str]
+    longest_tokens: int
 
     def decided(self, key: str) -> Any:
         return self.decision(key).value
 
     def decision(self, key: str) -> Decision:
         return next(decision for decision in self.decisions if decision.key == key)
+
+    def laid_out(self, batching: Decision, micro: Decision) -> "Prepared":
+        """The same with another layout, where the loaded model asked for one."""
+        changed = {decision.key: decision for decision in (batching, micro)}
+        return replace(self, plan=replace(self.plan, micro_batch_size=micro.value),
+                       decisions=[changed.get(d.key, d) for d in self.decisions])
 
 
 @dataclass(frozen=True)
@@ -171,11 +178,7 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
                              keeps_rows_apart=not recipe.adapter.row.why_not_packed)
     rate = auto.learning_rate(training.learning_rate, text_config.model_type,
                               getattr(text_config, "hidden_size", None), recipe.adapter.method)
-    micro = auto.micro_batch_size(
-        training.micro_batch_size, training.batch_size, ranks,
-        data.max_length_tokens if batching.value == "packed" else longest,
-        text_config.vocab_size, facts,
-    )
+    micro = _micro_batch_size(recipe, batching.value, report, longest, ranks, config)
     rows: int | None = None
     feed: Feed
     if train_data is None:
@@ -192,7 +195,19 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
     if stored is not None:
         decisions.insert(0, stored.decision(dtype.value))
     plan = Plan(rows, steps, micro.value, rate.value, eval_every.value, checkpoint_every.value)
-    return Prepared(tokenizer, config, device, feed, report, held_out, decisions, plan, remarks)
+    return Prepared(tokenizer, config, device, feed, report, held_out, decisions, plan, remarks,
+                    longest)
+
+
+def _micro_batch_size(recipe: Recipe, batching: str, report: Report, longest_tokens: int,
+                      ranks: int, config: Any) -> Decision:
+    _, facts = find_device()
+    tokens_a_row = auto.row_tokens(batching, longest_tokens, report.tokens / report.rows_used,
+                                   recipe.data.max_length_tokens, facts)
+    training, sizes = recipe.training, config.get_text_config()
+    return auto.micro_batch_size(training.micro_batch_size, training.batch_size, ranks,
+                                 tokens_a_row, sizes.vocab_size,
+                                 getattr(sizes, "hidden_size", None), facts)
 
 
 def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
@@ -229,8 +244,11 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     base.config.use_cache = False
     packing = settle_packing(base, prepared.decision("training.batching"),
                              prepared.decided("model.attention"))
-    decisions = [packing.batching if decision.key == packing.batching.key else decision
-                 for decision in prepared.decisions]
+    if packing.batching.value != prepared.decided(packing.batching.key):
+        prepared = prepared.laid_out(packing.batching, _micro_batch_size(
+            recipe, packing.batching.value, prepared.train, prepared.longest_tokens,
+            accelerator.num_processes, prepared.config))
+    decisions = list(prepared.decisions)
     adapted = add_adapter(base, recipe.adapter, recipe.training.seed,
                           bases.resolve_base(recipe.model.base),
                           total_steps=prepared.plan.total_steps,
@@ -311,7 +329,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def _most_tokens(prepared: Prepared, recipe: Recipe) -> int:
     """Tokens of the largest micro-batch that there can be."""
-    longest = prepared.train.longest_tokens or recipe.data.max_length_tokens
+    longest = prepared.longest_tokens
     if recipe.data.streaming or prepared.decided("training.batching") == "packed":
         longest = recipe.data.max_length_tokens
     return prepared.plan.micro_batch_size * longest

@@ -1,4 +1,4 @@
-"""lorafit at its defaults, but for checkpoints: only at the end, since the other tools save none."""
+"""lorafit at its defaults, but for checkpoints: one at the end, since the other tools save none."""
 
 import json
 from pathlib import Path

@@ -111,7 +111,9 @@ def test_collated_tensors_hold_each_example_and_nothing_else(
     for part, batch in batches_of(examples, layout, pad_id):
         width = max(sum(len(examples[i]) for i in row) for row in part.rows)
         shape = (len(part.rows), width)
-        assert {tensor.shape for tensor in batch.inputs.values() if tensor is not None} == {shape}
+        tensors = {name: tensor for name, tensor in batch.inputs.items()
+                   if name not in ("documents", "predicting") and tensor is not None}
+        assert {tensor.shape for tensor in tensors.values()} == {shape}
         expected = [[] for _ in part.rows]  # (token, position, label, weight), or the padding's
         for j, row in enumerate(part.rows):
             for i in row:
@@ -128,6 +130,19 @@ def test_collated_tensors_hold_each_example_and_nothing_else(
         columns = [[[entry[k] for entry in row] for row in expected] for k in range(4)]
         assert batch.input_ids.tolist() == columns[0]
         assert batch.labels.tolist() == columns[2]
+        assert batch.predicting is not None
+        assert batch.predicting.tolist() == [
+            j * width + n for j, row in enumerate(columns[2]) for n in range(width - 1)
+            if row[n + 1] != IGNORED]
+        if layout.batching == "padded" or len(part.rows) > 1:
+            assert batch.documents is None
+        else:
+            lengths = [len(examples[i]) for i in part.rows[0]]
+            assert batch.documents is not None
+            assert list(batch.documents.lengths) == lengths
+            assert batch.documents.bounds is not None
+            assert batch.documents.bounds.tolist() == [sum(lengths[:n])
+                                                       for n in range(len(lengths) + 1)]
         if layout.batching == "padded":
             assert batch.position_ids is None
         else:

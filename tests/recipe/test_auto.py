@@ -68,7 +68,7 @@ def test_what_the_recipe_sets_is_kept_and_said_to_be_set() -> None:
         (auto.learning_rate(3e-5, "llama", 2048), 3e-5),
         (auto.dtype("float16", CPU), "float16"),
         (auto.attention("eager", GPU, "bfloat16", True), "eager"),
-        (auto.micro_batch_size(3, 16, 1, 100, 1000, CPU), 3),
+        (auto.micro_batch_size(3, 16, 1, 100, 1000, 768, CPU), 3),
         (auto.eval_every(7, 100), 7),
         (auto.checkpoint_every(9, 10), 9),
     ):
@@ -119,25 +119,36 @@ def test_sequences_stand_end_to_end_where_attention_takes_them_so(
         assert (decision.value, decision.reason) == (setting, IN_RECIPE)
 
 
+def test_a_row_counts_for_what_it_makes_a_micro_batch_hold() -> None:
+    for device in (CPU, GPU):
+        assert auto.row_tokens("padded", 300, 120.4, 2048, device) == 300
+        assert auto.row_tokens("packed", 300, 120.4, 2048, device) == 2048
+    assert auto.row_tokens("padding_free", 300, 120.4, 2048, CPU) == 120
+    assert auto.row_tokens("padding_free", 300, 120.4, 2048, GPU) == 300
+
+
 @given(batch=st.integers(1, 512), ranks=st.integers(1, 8), longest=st.integers(1, 100_000),
-       vocabulary=st.integers(256, 300_000), memory_bytes=st.integers(2**30, 2**38))
+       vocabulary=st.integers(256, 300_000), hidden=st.none() | st.integers(16, 16_384),
+       memory_bytes=st.integers(2**30, 2**38))
 def test_a_micro_batch_is_no_larger_than_the_ranks_share_nor_than_the_device_holds(
-    batch: int, ranks: int, longest: int, vocabulary: int, memory_bytes: int,
+    batch: int, ranks: int, longest: int, vocabulary: int, hidden: int | None, memory_bytes: int,
 ) -> None:
     gpu = Device("cuda", "a GPU", has_bfloat16=True, memory_bytes=memory_bytes)
     for device in (gpu, CPU):
-        size = auto.micro_batch_size("auto", batch, ranks, longest, vocabulary, device).value
+        size = auto.micro_batch_size("auto", batch, ranks, longest, vocabulary, hidden,
+                                     device).value
         assert 1 <= size <= -(-batch // ranks)
         logits_bytes = 12 * vocabulary * size * longest
         if device is gpu:
             assert size == 1 or logits_bytes <= memory_bytes / 8 or size * longest <= 512
         else:
             assert size == 1 or size * longest <= 2048
+            assert size == 1 or size * longest <= 512 or size * longest * (hidden or 1) <= 2**19
 
 
 def test_more_memory_never_means_a_smaller_micro_batch() -> None:
     sizes = [
-        auto.micro_batch_size("auto", 256, 1, 512, 128_256, Device(
+        auto.micro_batch_size("auto", 256, 1, 512, 128_256, 4096, Device(
             "cuda", "a GPU", has_bfloat16=True, memory_bytes=gib * 2**30)).value
         for gib in (8, 24, 40, 80, 141)]
     assert sizes == sorted(sizes)
