@@ -158,14 +158,17 @@ def main() -> None:
     logs = arguments.work / "runs"
     session = logs / str(1 + max((int(path.name) for path in logs.glob("[0-9]*")), default=0))
     print(f"logs: {session}", flush=True)
-    for repeat in range(arguments.repeats):
-        for peer in peers:
-            why = missing(peer, failures, lorafit)
-            found = Run(0.0, [], why) if why else run(
-                peer, work, session / f"{peer.name}-{repeat + 1}", arguments.work, lorafit,
-                arguments.threads, 60 * arguments.limit_minutes)
-            runs[peer.name].append(found)
-            print(f"repeat {repeat + 1}  {peer.name:<20} {describe(found)}", flush=True)
+    try:
+        for repeat in range(arguments.repeats):
+            for peer in peers:
+                why = missing(peer, failures, lorafit)
+                found = Run(0.0, [], why) if why else run(
+                    peer, work, session / f"{peer.name}-{repeat + 1}", arguments.work, lorafit,
+                    arguments.threads, 60 * arguments.limit_minutes)
+                runs[peer.name].append(found)
+                print(f"repeat {repeat + 1}  {peer.name:<20} {describe(found)}", flush=True)
+    except KeyboardInterrupt:
+        print("stopped; the table has what was run until then")
     first = next((found for found in runs.get("plain", []) if found.failure is None), None)
     rows = [row(peer, version_of(peer, lorafit, arguments.work), runs[peer.name], work, first,
                 arguments.threads)
