@@ -11,7 +11,7 @@ from peers.run import Run
 SAME_LOSS = 1e-2
 # A packing tool takes a step fewer or more over the same rows, while the loss falls by 0.8 in 20.
 SAME_LOSS_PACKED = 5e-2
-# Before its first step a tool may try the model on a few tokens, which the probe counts too: lorafit
+# Before its first step a tool may try the model on a few tokens, which the probe counts: lorafit
 # runs two passes over seven.
 START_UP_TOKENS = 32
 # A model of random weights guesses: its loss is ln(vocabulary), and a little more.
