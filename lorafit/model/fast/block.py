@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lorafit.kernels.packed_attention import Documents
 from lorafit.kernels.rotary import rotate
 from lorafit.model.fast.attention import attention_function
+from lorafit.model.fast.form import take_form
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -61,22 +62,7 @@ def attention_blocks(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def make_fast(block: Any) -> Callable[[], None]:
     """Give a block its fast forward pass, and return what takes it back."""
-    before = type(block)
-    block.__class__ = _fast_class(before)
-
-    def undo() -> None:
-        block.__class__ = before
-
-    return undo
-
-
-_CLASSES: dict[type, type] = {}
-
-
-def _fast_class(kind: type) -> type:
-    if kind not in _CLASSES:
-        _CLASSES[kind] = type(kind.__name__, (FastAttention, kind), {})
-    return _CLASSES[kind]
+    return take_form(block, FastAttention)
 
 
 def _heads(block: Any, projected: Tensor, norm: nn.Module | None) -> Tensor:

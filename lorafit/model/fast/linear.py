@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from lorafit.kernels.lora_linear import Projection, lora_linear
 from lorafit.kernels.thin import Kept, draw_kept
+from lorafit.model.fast.form import take_form
 
 ADAPTER = "default"  # the only adapter that lorafit trains
 
@@ -156,35 +157,17 @@ def dropped_inputs(layer: Any, x: Tensor) -> Kept | None:
     return draw_kept(x.numel() // x.shape[-1], width, dropout.p, x.device)
 
 
-def make_fast(layers: Sequence[Any], together: Sequence[Sequence[Any]]) -> Callable[[], None]:
-    """Give layers their fast forward pass, and return what takes it back.
-
-    together: layers that share an input, each in at most one group, in the order of their calls.
-    """
-    before = [type(layer) for layer in layers]
-    for layer in layers:
-        layer.__class__ = _fast_class(type(layer))
-    for group in together:
-        shared = Shared(list(group))
-        for layer in group:
-            layer.lorafit_shared = shared
+def make_fast(layers: Sequence[Any]) -> Callable[[], None]:
+    """Give layers their fast forward pass, together if there are several, which then share an
+    input and are called in this order. Returns what takes it back."""
+    shared = Shared(list(layers)) if len(layers) > 1 else None
+    undo_each = [take_form(layer, FastLinear, lorafit_shared=shared) for layer in layers]
 
     def undo() -> None:
-        for layer, kind in zip(layers, before, strict=True):
-            layer.__dict__.pop("lorafit_shared", None)
-            layer.__class__ = kind
+        for undo_one in undo_each:
+            undo_one()
 
     return undo
-
-
-_CLASSES: dict[type, type] = {}
-
-
-def _fast_class(kind: type) -> type:
-    """The subclass of one of peft's classes that has our forward pass."""
-    if kind not in _CLASSES:
-        _CLASSES[kind] = type(kind.__name__, (FastLinear, kind), {})
-    return _CLASSES[kind]
 
 
 def _is_transposed(base: Any) -> bool:

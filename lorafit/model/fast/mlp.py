@@ -4,12 +4,13 @@ They are recognised by their parts. Whether such a module really computes down(a
 is not read but measured: `speed_up` compares the model before and after.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from lorafit.kernels.gated_mlp import ACTIVATIONS, Activation, gated_mlp
+from lorafit.model.fast.form import take_form
 from lorafit.model.fast.linear import (
     computes_in,
     dropped_inputs,
@@ -64,29 +65,9 @@ def gated_mlps(model: nn.Module) -> Iterator[tuple[str, Any, Activation]]:
             yield name, module, activation
 
 
-def make_fast(mlps: Sequence[tuple[Any, Activation]]) -> Callable[[], None]:
-    """Give MLPs their fast forward pass, and return what takes it back."""
-    before = [type(mlp) for mlp, _ in mlps]
-    for mlp, activation in mlps:
-        mlp.__class__ = _fast_class(type(mlp))
-        mlp.lorafit_activation = activation
-
-    def undo() -> None:
-        for (mlp, _), kind in zip(mlps, before, strict=True):
-            for name in ("lorafit_activation", "lorafit_keeps_inner", "lorafit_places"):
-                mlp.__dict__.pop(name, None)
-            mlp.__class__ = kind
-
-    return undo
-
-
-_CLASSES: dict[type, type] = {}
-
-
-def _fast_class(kind: type) -> type:
-    if kind not in _CLASSES:
-        _CLASSES[kind] = type(kind.__name__, (FastGatedMlp, kind), {})
-    return _CLASSES[kind]
+def make_fast(mlp: Any, activation: Activation) -> Callable[[], None]:
+    """Give an MLP its fast forward pass, and return what takes it back."""
+    return take_form(mlp, FastGatedMlp, lorafit_activation=activation)
 
 
 def _activation(module: nn.Module) -> Activation | None:

@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from lorafit.kernels.rms_norm import rms_norm
+from lorafit.model.fast.form import take_form
 
 
 class FastNorm:
-    """Mixed into the class of a norm."""
+    """Mixed into the class of a norm. lorafit_adds_one: whether the factor is 1 + weight."""
 
-    lorafit_factor: Callable[[Tensor], Tensor]
+    lorafit_adds_one: bool = False
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight: Tensor = self.weight  # type: ignore[attr-defined]
         if args or kwargs or hidden_states.dtype != weight.dtype or weight.requires_grad:
             plain: Any = super()
             return plain.forward(hidden_states, *args, **kwargs)
-        factor = type(self).lorafit_factor(weight)
+        factor = torch.add(weight, 1.0) if self.lorafit_adds_one else weight
         return rms_norm(hidden_states, factor, epsilon_of(self) or 0.0)
 
 
@@ -47,29 +48,4 @@ def epsilon_of(module: Any) -> float | None:
 
 def make_fast(module: Any, *, adds_one: bool) -> Callable[[], None]:
     """Give a norm its fast forward pass, and return what takes it back."""
-    before = type(module)
-    module.__class__ = _fast_class(before, adds_one)
-
-    def undo() -> None:
-        module.__class__ = before
-
-    return undo
-
-
-_CLASSES: dict[tuple[type, bool], type] = {}
-
-
-def _fast_class(kind: type, adds_one: bool) -> type:
-    if (kind, adds_one) not in _CLASSES:
-        factor = _one_more if adds_one else _itself
-        _CLASSES[kind, adds_one] = type(kind.__name__, (FastNorm, kind),
-                                        {"lorafit_factor": staticmethod(factor)})
-    return _CLASSES[kind, adds_one]
-
-
-def _itself(weight: Tensor) -> Tensor:
-    return weight
-
-
-def _one_more(weight: Tensor) -> Tensor:
-    return torch.add(weight, 1.0)
+    return take_form(module, FastNorm, lorafit_adds_one=adds_one)

@@ -180,13 +180,12 @@ def _layer_units(adapted: Any, together: Sequence[Sequence[Any]], plain: Counter
         done |= {id(layer) for layer in members}
         if not members:
             continue
-        shared = [members] if len(members) > 1 else []
         label = ", ".join(names[id(layer)][0] for layer in members)
         kind = f"{label} {' '.join(map(_shape, members))}"
         width = members[0].lora_A[linear.ADAPTER].weight.shape[1]
         units.append(Unit(label, kind, len(members),
                           partial(proof.outcome, members, width, dtype, device),
-                          [partial(linear.make_fast, members, shared)]))
+                          [partial(linear.make_fast, members)]))
     return units
 
 
@@ -198,7 +197,7 @@ def _mlp_units(adapted: Any, device: torch.device, dtype: torch.dtype) -> list[U
         kind = f"{label} {' '.join(map(_shape, parts))}"
         units.append(Unit(label, kind, 1,
                           partial(proof.outcome, [module], parts[0].in_features, dtype, device),
-                          [partial(mlp.make_fast, [(module, activation)])]))
+                          [partial(mlp.make_fast, module, activation)]))
     return units
 
 
