@@ -233,7 +233,8 @@ def build_floor(workload: Workload) -> Side:
 def build_lorafit(workload: Workload, name: str = "lorafit", what: str = "lorafit train") -> Side:
     """Any adapter as `lorafit train` puts it on."""
     model = _copy(workload)
-    packing = settle_packing(model, workload.batching, workload.attention)
+    packing = settle_packing(model, workload.batching, workload.attention,
+                             hands_documents_on=not workload.adapter.row.calls_layers)
     adapted = _add(model, workload)
     fast = speed_up(adapted)
     layout = Layout(packing.batching.value, workload.micro_batch_size, workload.row_tokens,

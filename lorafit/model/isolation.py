@@ -62,17 +62,19 @@ class Packing:
     flat: bool
 
 
-def settle_packing(model: Any, batching: Decision, attention: str) -> Packing:
+def settle_packing(model: Any, batching: Decision, attention: str, *,
+                   hands_documents_on: bool = True) -> Packing:
     """The layout that the loaded model computes right, with the attention that is fastest for it.
 
     A model with SDPA gets attention by sequence, where it hands on what that needs. Where it does
-    not, a layout that the recipe asks for is computed with masks. UserError when the model cannot
+    not, or the adapter to come does not (`hands_documents_on`), a layout that the recipe asks for
+    is computed with masks. UserError when the model cannot
     compute it at all.
     """
     is_flash = attention.startswith("flash")
     if batching.value == "padded":
         return Packing(batching, is_flash)
-    if attention == "sdpa":
+    if attention == "sdpa" and hands_documents_on:
         use_packed_attention(model)
         if measure_crossing(model, flat=True).is_isolated:
             return Packing(batching, True)

@@ -56,6 +56,7 @@ class Method:
     needs_option: str = ""
     unused: Mapping[str, str] = field(default_factory=dict)
     why_not_packed: str = ""
+    calls_layers: bool = False  # itself, without telling them where sequences of a row end
     why_not_recomputed: str = ""
 
     @property
@@ -239,6 +240,7 @@ METHODS: Mapping[str, Method] = MappingProxyType({
         "ShadowConfig", "A small parallel model whose state is fed into each block",
         "rank=r alpha=shadow_alpha dropout=shadow_dropout", where="layers", saves_modules=False,
         defaults={"rank": 8, "alpha": 0.1, "dropout": 0.2}, quantized=BITSANDBYTES,
+        calls_layers=True,
         unused={"auxiliary_loss_weight": "the loss is that of the adapted model alone"},
         why_not_merged="it computes beside the layers, not in their weights",
     ),

@@ -174,7 +174,8 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
     attention = auto.attention(recipe.model.attention, facts, dtype.value,
                                bases.supports_sdpa(config))
     batching = auto.batching(training.batching, attention.value,
-                             takes_documents=bases.takes_attention_functions(config),
+                             takes_documents=not recipe.adapter.row.calls_layers
+                             and bases.takes_attention_functions(config),
                              keeps_rows_apart=not recipe.adapter.row.why_not_packed)
     rate = auto.learning_rate(training.learning_rate, text_config.model_type,
                               getattr(text_config, "hidden_size", None), recipe.adapter.method)
@@ -243,7 +244,8 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         recompute_activations(base)
     base.config.use_cache = False
     packing = settle_packing(base, prepared.decision("training.batching"),
-                             prepared.decided("model.attention"))
+                             prepared.decided("model.attention"),
+                             hands_documents_on=not recipe.adapter.row.calls_layers)
     if packing.batching.value != prepared.decided(packing.batching.key):
         prepared = prepared.laid_out(packing.batching, _micro_batch_size(
             recipe, packing.batching.value, prepared.train, prepared.longest_tokens,

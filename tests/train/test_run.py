@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lorafit.errors import DivergedError, UserError
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Training
-from lorafit.run_dir import RunDir, damage
+from lorafit.run_dir import RunDir, damage, read_jsonl
 from lorafit.train.checkpoint import newest_good_checkpoint
 from lorafit.train.schedule import learning_rate_at, warmup_steps
 
@@ -219,3 +219,17 @@ def test_the_schedule_is_what_its_formula_says():
     assert warmup_steps(training.model_copy(update={"warmup": 0.1}), 110) == 11
     constant = training.model_copy(update={"schedule": "constant", "warmup": 0})
     assert {learning_rate_at(step, 110, constant, 1e-3) for step in range(110)} == {1e-3}
+
+
+def test_an_adapter_that_calls_the_layers_itself_is_padded_or_masked(make_recipe, train):
+    """peft's shadow does not hand on where sequences end: padded by default, masked if asked."""
+    adapter = {"method": "shadow", "rank": None, "alpha": None}
+    losses = []
+    for name, layout in (("auto", {}), ("asked", {"batching": "padding_free"})):
+        recipe = make_recipe(name, adapter=adapter, training=layout)
+        train(recipe)
+        run = RunDir(Path(recipe.output.dir))
+        kept = {d["key"]: d["value"] for d in json.loads(run.record.read_text())["decisions"]}
+        assert kept["training.batching"] == ("padding_free" if layout else "padded")
+        losses.append(read_jsonl(run.metrics)[0]["held_out_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -70,6 +70,8 @@ def find_head(adapted: Any) -> OutputHead | str:
     config = getattr(adapted, "active_peft_config", None)
     if config is not None and config.is_prompt_learning:
         return "virtual tokens stand before each row"
+    if config is not None and config.peft_type.value == "SHADOW":
+        return "the adapter takes part beside the layers, in the whole model's pass"
     inner = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
     backbone = getattr(inner, getattr(inner, "base_model_prefix", ""), None)
     layer = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
