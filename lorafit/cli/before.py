@@ -1,0 +1,66 @@
+"""What comes before a verb's work: cheap checks, and the hub made ready or left alone."""
+
+import json
+import os
+from pathlib import Path
+
+from lorafit import libraries
+from lorafit.data.reading import Given, check_source, sources_of
+from lorafit.errors import UserError
+from lorafit.recipe.loading import load_recipe
+from lorafit.recipe.schema import Data, Model, Recipe
+from lorafit.run_dir import RunDir, refuse_existing
+
+
+def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
+    """What can be known to be wrong in milliseconds, before anything heavy is imported."""
+    if not resume:
+        run.refuse_taken()
+    for given in sources(recipe.data):
+        if not given.location.is_hub:
+            check_source(given)
+    base = recipe.model.base
+    if base.startswith((".", "/", "~")) and not Path(os.path.expanduser(base)).exists():
+        raise UserError("no such base model", f"model.base: {base}",
+                        "name a model directory, a hub id, or tiny")
+
+
+def settle_hub(recipe: Recipe) -> bool:
+    """Prepare the hub libraries for what a recipe needs; whether the hub can be reached."""
+    return libraries.settle(on_hub(recipe.model) or _data_on_hub(recipe.data))
+
+
+def settle_hub_for(trained: Path, base: str | None) -> None:
+    """The same for a run or an adapter."""
+    if RunDir(trained).recipe.exists():
+        settle_hub(load_recipe(RunDir(trained).recipe))
+        return
+    config = trained / "adapter_config.json"
+    name = base
+    if name is None and config.is_file():
+        try:
+            name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        except (ValueError, AttributeError):
+            name = None
+    libraries.settle(name is not None and on_hub(Model(base=name)))
+
+
+def on_hub(model: Model) -> bool:
+    return model.base != "tiny" and not Path(model.base).exists()
+
+
+def _data_on_hub(data: Data) -> bool:
+    return any(given.location.is_hub for given in sources(data))
+
+
+def sources(data: Data) -> list[Given]:
+    return [*sources_of(data, "train"), *sources_of(data, "eval")]
+
+
+def refuse_taken_json(target: Path | None) -> None:
+    if target is None or str(target) == "-":
+        return
+    refuse_existing(target, "choose another file with --json")
+    if not target.absolute().parent.is_dir():
+        raise UserError("no such directory", str(target.parent),
+                        "make it, or choose another file with --json")

@@ -1,0 +1,1 @@
+"""Arguments and help of the verbs, one module for what belongs together."""

@@ -1,0 +1,144 @@
+"""What the verbs on runs and adapters do."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from lorafit.cli import show
+from lorafit.cli.before import refuse_taken_json, settle_hub_for
+from lorafit.errors import UserError
+from lorafit.run_dir import refuse_existing
+
+
+def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_tokens: int,
+             temperature: float, top_p: float, seed: int) -> None:
+    if which not in ("base", "adapter", "both"):
+        raise UserError(f"nobody is called {which!r}", "--with", "use base, adapter or both")
+    settle_hub_for(trained, base)
+    from lorafit.data.chat import Renderer
+    from lorafit.data.examples import Exchange
+    from lorafit.data.pipeline import make_renderer
+    from lorafit.model.adapters.files import load_adapter
+    from lorafit.model.base import load_for_inference
+    from lorafit.model.generate import Sampling, answer
+    from lorafit.model.trained import open_adapter
+
+    source = open_adapter(trained, base)
+    tokenizer = source.tokenizer()
+    data = source.data
+    renderer = make_renderer(data, tokenizer) if data else Renderer(
+        tokenizer, template=None, render="auto", system=None)
+    model = load_for_inference(source.model)
+    text, _ = renderer.prompt(Exchange(prompt, "-"))
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+    is_chat = renderer.exchanges_as_chat
+    answers = {}
+    if which in ("base", "both"):
+        answers["base"] = answer(model, tokenizer, [text], sampling, is_chat=is_chat)[0]
+    if which in ("adapter", "both"):
+        model = load_adapter(model, source.directory)
+        answers["adapter"] = answer(model, tokenizer, [text], sampling, is_chat=is_chat)[0]
+    show.answers(answers)
+
+
+def evaluate(run: Path, rows: int | None, max_new_tokens: int, samples: int) -> None:
+    settle_hub_for(run, None)
+    from lorafit.evaluate.exact_match import evaluate as measure
+    from lorafit.model.trained import open_adapter
+
+    result = measure(open_adapter(run), rows, max_new_tokens, show.progress)
+    show.evaluation(result, samples)
+
+
+def merge(trained: Path, output: Path | None, base: str | None, dtype: str | None) -> None:
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UserError(f"unknown dtype {dtype!r}", "--dtype", "use float32, bfloat16 or float16")
+    target = output or trained / "merged"
+    refuse_existing(target, "choose another directory with --output")
+    settle_hub_for(trained, base)
+    from lorafit.export.merge import merge as run_merge
+    from lorafit.model.trained import open_adapter
+
+    show.merged(run_merge(open_adapter(trained, base), target, dtype, show.progress))
+
+
+def export_adapter(trained: Path, output: Path | None, base: str | None) -> None:
+    target = output or trained / "exported"
+    refuse_existing(target, "choose another directory with --output")
+    settle_hub_for(trained, base)
+    from lorafit.export.adapter import export_adapter as run_export
+    from lorafit.model.trained import open_adapter
+
+    show.exported(run_export(open_adapter(trained, base), target))
+
+
+def inspect(trained: Path, base: str | None, *, every_layer: bool, share: float | None,
+            rank: int | None, other: Path | None, output: Path | None,
+            json_to: Path | None) -> None:
+    cuts = share is not None or rank is not None
+    if share is not None and rank is not None:
+        raise UserError("--shrink and --rank exclude each other", "--rank",
+                        "leave one of them out")
+    if cuts and other is not None:
+        raise UserError("--compare writes no adapter", "--compare",
+                        "leave it out, or leave out --shrink and --rank")
+    if output is not None and not cuts:
+        raise UserError("nothing is written without --shrink or --rank", "--output",
+                        "add --shrink 0.99, or leave it out")
+    target = output or trained / "shrunk"
+    if cuts:
+        refuse_existing(target, "choose another directory with --output")
+    refuse_taken_json(json_to)
+    settle_hub_for(trained, base)
+    from lorafit.cli import show_inspect
+    from lorafit.export.delta.compare import compare_adapters
+    from lorafit.export.delta.inspection import inspect_adapter
+    from lorafit.export.delta.shrink import shrink
+    from lorafit.model.trained import open_adapter
+
+    source = open_adapter(trained, base)
+    if cuts:
+        result = shrink(source, target, share=share, rank=rank, say=_progress_beside(json_to))
+        show_inspect.either(json_to, result, show_inspect.shrunk)
+    elif other is not None:
+        pair = compare_adapters(source, open_adapter(other, base))
+        show_inspect.either(json_to, pair, show_inspect.comparison)
+    else:
+        seen = inspect_adapter(source)
+        show_inspect.either(json_to, seen, lambda it: show_inspect.inspection(it, every_layer))
+
+
+def combine(trained: list[Path], output: Path, how: str, weights: str | None,
+            density: float | None, rank: int | None, seed: int, base: str | None,
+            json_to: Path | None) -> None:
+    refuse_existing(output, "choose another directory with --output")
+    refuse_taken_json(json_to)
+    settle_hub_for(trained[0], base)
+    from lorafit.cli import show_inspect
+    from lorafit.export.delta.combine import combination
+    from lorafit.export.delta.combine import combine as run_combine
+    from lorafit.model.trained import open_adapter
+
+    wanted = combination(how, _numbers(weights), density, rank, seed, len(trained))
+    sources = [open_adapter(path, base) for path in trained]
+    result = run_combine(sources, output, wanted, _progress_beside(json_to))
+    show_inspect.either(json_to, result, show_inspect.combined)
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    """The factors of `--weights`. UserError for what is no list of numbers."""
+    if text is None:
+        return None
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{text!r} is no list of numbers", "--weights",
+                        "for example --weights 0.7,0.3")
+    return numbers
+
+
+def _progress_beside(json_to: Path | None) -> Callable[[str], None]:
+    """Progress on the terminal, unless the standard output is a script's."""
+    return (lambda text: None) if str(json_to) == "-" else show.progress
