@@ -59,11 +59,19 @@ def merge(
 
 
 @app.command(name="export-adapter")
-def export_adapter(trained: Trained, output: Output = None, base: Base = None) -> None:
-    """Write the adapter with its tokenizer in peft's format, and check it with plain peft."""
+def export_adapter(
+    trained: Trained,
+    form: Annotated[str, typer.Option("--format", help="For what: peft.")] = "peft",
+    output: Output = None,
+    base: Base = None,
+) -> None:
+    """Write the adapter for the program that will load it, and check what was written.
+
+    Tokenizer, chat template and generation settings go with it.
+    """
     from lorafit.cli.verbs import run as verbs
 
-    verbs.export_adapter(trained, output, base)
+    verbs.export_adapter(trained, output, base, form)
 
 
 @app.command()

@@ -62,14 +62,15 @@ def merge(trained: Path, output: Path | None, base: str | None, dtype: str | Non
     show.merged(run_merge(open_adapter(trained, base), target, dtype, show.progress))
 
 
-def export_adapter(trained: Path, output: Path | None, base: str | None) -> None:
-    target = output or trained / "exported"
+def export_adapter(trained: Path, output: Path | None, base: str | None, form: str) -> None:
+    target = output or trained / ("exported" if form == "peft" else f"exported-{form}")
     refuse_existing(target, "choose another directory with --output")
     settle_hub_for(trained, base)
     from lorafit.export.adapter import export_adapter as run_export
+    from lorafit.export.formats import format_named
     from lorafit.model.trained import open_adapter
 
-    show.exported(run_export(open_adapter(trained, base), target))
+    show.exported(run_export(open_adapter(trained, base), target, format_named(form)))
 
 
 def inspect(trained: Path, base: str | None, *, every_layer: bool, share: float | None,

@@ -1,0 +1,40 @@
+"""What a format is: the form in which an adapter leaves for the programs that load it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafit.errors import Problem
+from lorafit.export.verify import Agreement
+from lorafit.model.trained import AdapterSource
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came of writing: whether numbers were converted, and what there is to know of it.
+
+    A converted adapter computes sums of the same numbers in another order; one that was not gives
+    equal bits. remark: for whoever uses the artifact, empty where there is nothing to say.
+    """
+
+    converted: bool
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form of adapter.
+
+    name: what `--format` takes. for_what: the programs that load it.
+    refuse: every reason why this adapter cannot be expressed, each with the way out; looked at
+    before anything is written. write: puts the adapter's files into an empty folder; tokenizer and
+    generation settings are written beside them for every format. check: loads what is in a folder
+    by the rules of those programs and compares its logits with the trained adapter's; the second
+    value names what it was loaded by.
+    """
+
+    name: str
+    for_what: str
+    refuse: Callable[[AdapterSource], list[Problem]]
+    write: Callable[[AdapterSource, Path], Written]
+    check: Callable[[AdapterSource, Path], tuple[Agreement, str]]
