@@ -1,0 +1,331 @@
+"""Tasks of the lm-eval package on the contenders, which are loaded by us and handed over.
+
+lm-eval builds the questions, counts the answers and gives values with standard errors; nothing of
+that is done here. What is added: prompts rendered as the run was trained, every contender in one
+table, and the difference from the base taken question by question.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorafit.data.chat import Renderer
+from lorafit.data.examples import Conversation, Message
+from lorafit.data.pipeline import make_renderer
+from lorafit.errors import UserError
+from lorafit.evaluate import statistics
+from lorafit.evaluate.contenders import Loader, Subject
+from lorafit.evaluate.evaluation import FORMAT, Progress, versions_here
+from lorafit.evaluate.statistics import Interval
+from lorafit.run_dir import write_json
+
+_ROWS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Tasks by name or file, and how they are asked. None leaves it to each task, or to us."""
+
+    tasks: list[str]
+    include_path: Path | None
+    num_fewshot: int | None
+    limit: int | None
+    batch_size: int | None
+    chat_template: bool | None
+
+
+@dataclass(frozen=True)
+class Value:
+    """What one model scored.
+
+    difference: less the first model, None where lm-eval's value is no mean over questions.
+    p_value: of McNemar's exact test, where every question is right or wrong.
+    """
+
+    model: str
+    value: float
+    stderr: float | None
+    difference: float | None = None
+    interval: Interval | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of a task, of every model. answers: of each model, its value of each question."""
+
+    task: str
+    name: str
+    rows: int
+    higher_is_better: bool | None
+    values: list[Value]
+    answers: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class TasksResult:
+    """Everything about an evaluation by tasks."""
+
+    format: int
+    kind: str
+    name: str
+    key: str
+    made: str
+    seconds: float
+    subject: str
+    tasks: list[str]
+    asked: str
+    settings: dict[str, Any]
+    task_versions: dict[str, Any]
+    versions: dict[str, str]
+    remarks: list[str]
+    measures: list[Measure]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def refuse_without_harness() -> None:
+    """UserError unless lm-eval is installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("--tasks needs the lm-eval package, which is not installed", "--tasks",
+                        "pip install 'lorafit[lm-eval]'")
+
+
+def run_tasks(subject: Subject, wanted: Wanted, progress: Progress) -> TasksResult:
+    """Run tasks on every contender. UserError for tasks that are unknown or cannot be loaded."""
+    started = time.perf_counter()
+    with _quiet():
+        manager = _manager(wanted)
+        renderer = make_renderer(subject.recipe.data, subject.tokenizer)
+        as_chat = wanted.chat_template if wanted.chat_template is not None \
+            else _is_trained_as_chat(subject, renderer)
+        if as_chat and renderer.template is None:
+            raise UserError("the tokenizer has no chat template", "--chat-template",
+                            "leave it out, or give one with --set data.chat_template=chatml")
+        found: dict[str, Any] = {}
+        loader = Loader()
+        for contender in subject.contenders:
+            model = _language_model(loader.load(contender), contender.name, subject.tokenizer,
+                                    renderer, wanted.batch_size or _ROWS_AT_ONCE, progress)
+            found[contender.name] = _evaluated(model, wanted, manager, as_chat)
+            del model
+        loader.release()
+    first = next(iter(found.values()))
+    asked = "through the chat template, as trained" if as_chat else "as plain text"
+    settings = {"num_fewshot": wanted.num_fewshot, "limit": wanted.limit, "chat": as_chat,
+                "n-shot": first["n-shot"]}
+    names = sorted(first["results"])
+    key = hashlib.sha256(json.dumps([names, settings, first["versions"], _questions(first)],
+                                    sort_keys=True, default=str).encode()).hexdigest()
+    return TasksResult(
+        FORMAT, "tasks", f"{subject.label or 'tasks'}-{key[:8]}", key,
+        datetime.now(UTC).isoformat(timespec="seconds"), round(time.perf_counter() - started, 1),
+        subject.contenders[-1].path, names, asked, settings, first["versions"],
+        {**versions_here(), "lm-eval": metadata.version("lm-eval")},
+        _remarks(first), _measures(found))
+
+
+def keep_tasks(result: TasksResult, subject: Subject, name: str | None) -> Path | None:
+    """Write the result into the run, under `name` or its own; None where there is no run."""
+    if subject.run is None:
+        return None
+    subject.run.evaluations.mkdir(exist_ok=True)
+    path = subject.run.evaluations / f"{name or result.name}.json"
+    write_json(path, result.as_dict())
+    return path
+
+
+def _manager(wanted: Wanted) -> Any:
+    """lm-eval's index of tasks, after every wanted one could be loaded."""
+    from lm_eval.tasks import TaskManager
+
+    if wanted.include_path is not None and not wanted.include_path.is_dir():
+        raise UserError("no such directory", f"--include-path {wanted.include_path}",
+                        "name a directory with task files (*.yaml)")
+    if not wanted.tasks:
+        raise UserError("names no task", "--tasks", "for example --tasks gsm8k,arc_easy")
+    include = None if wanted.include_path is None else str(wanted.include_path)
+    manager = TaskManager(include_path=include)
+    for name in wanted.tasks:
+        is_file = name.endswith((".yaml", ".yml"))
+        if is_file and not Path(name).is_file():
+            raise UserError("no such file", f"--tasks {name}", "name a task, or a task's file")
+        if not is_file and name not in manager.all_tasks:
+            close = difflib.get_close_matches(name, manager.all_tasks, 3, 0.5)
+            raise UserError(f"lm-eval {metadata.version('lm-eval')} knows no task {name}",
+                            "--tasks", f"did you mean {', '.join(close)}?" if close else
+                            "`lm-eval ls tasks` lists them; --include-path names your own")
+        try:
+            manager.load([name])
+        except Exception as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"the task {name} cannot be loaded: {type(error).__name__}: {said}",
+                            "--tasks", "its data may have to be fetched from the hub; "
+                            "dataset_path: json with data_files reads local ones") from None
+    return manager
+
+
+def _evaluated(model: Any, wanted: Wanted, manager: Any, as_chat: bool) -> Any:
+    from lm_eval import simple_evaluate
+
+    try:
+        return simple_evaluate(
+            model=model, tasks=list(wanted.tasks), task_manager=manager,
+            num_fewshot=wanted.num_fewshot, limit=wanted.limit, apply_chat_template=as_chat,
+            fewshot_as_multiturn=as_chat, log_samples=True, bootstrap_iters=1000,
+            random_seed=0, numpy_random_seed=0, torch_random_seed=0, fewshot_random_seed=0)
+    except ValueError as error:
+        if "unsafe" in str(error):
+            raise UserError(f"a task runs programs that the model writes: {error}", "--tasks",
+                            "lorafit does not; use lm-eval itself where that is safe") from None
+        raise
+
+
+def _language_model(model: Any, name: str, tokenizer: Any, renderer: Renderer, batch_size: int,
+                    progress: Progress) -> Any:
+    """A loaded model as lm-eval calls it, which renders conversations as training did."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Told:
+        """Stands where lm-eval's cache of answers does, and is told of each one."""
+
+        def add_partial(self, kind: str, request: Any, answer: Any) -> None:
+            progress.advance(1)
+
+    class AsTrained(HFLM):  # type: ignore[misc, unused-ignore]
+        def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+            if not add_generation_prompt:
+                text: str = super().apply_chat_template(chat_history, add_generation_prompt)
+                return text
+            turns = [Message(turn["role"], turn["content"]) for turn in chat_history]
+            return renderer.prompt(Conversation((*turns, Message("assistant", "-"))))[0]
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            progress.begin(f"{name}: {len(requests):,} answers", len(requests))
+            return super().generate_until(requests, disable_tqdm=True)
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            progress.begin(f"{name}: {len(requests):,} likelihoods", len(requests))
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+    inner = model if hasattr(model, "tie_weights") else model.get_base_model()
+    with _tied_as_it_is(inner):
+        wrapped = AsTrained(pretrained=inner, tokenizer=tokenizer, batch_size=batch_size,
+                            backend="causal")
+    wrapped.cache_hook = Told()
+    return wrapped
+
+
+@contextmanager
+def _tied_as_it_is(model: Any) -> Iterator[None]:
+    """lm-eval ties weights anew, which would undo an output layer that was trained by itself."""
+    model.tie_weights = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.tie_weights
+
+
+def _is_trained_as_chat(subject: Subject, renderer: Renderer) -> bool:
+    """Whether training rendered its rows in the chat template."""
+    if renderer.template is None:
+        return False
+    formats = subject.recipe.data.format
+    if subject.run is not None and subject.run.record.exists():
+        record = json.loads(subject.run.record.read_text(encoding="utf-8"))
+        formats = (record.get("train") or {}).get("format") or formats
+    if "text" in formats.split(", "):
+        return False
+    return renderer.exchanges_as_chat or "chat" in formats or "sharegpt" in formats
+
+
+def _measures(found: dict[str, Any]) -> list[Measure]:
+    """Every measure of every task, with the difference of each model from the first."""
+    names = list(found)
+    first = found[names[0]]
+    measures = []
+    for task, results in sorted({**first["results"], **first.get("groups", {})}.items()):
+        for key in results:
+            metric, comma, way = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            answers = {name: _answers(found[name], task, metric, way) for name in names}
+            values = []
+            for name in names:
+                scores = {**found[name]["results"], **found[name].get("groups", {})}[task]
+                value, stderr = scores[key], scores.get(f"{metric}_stderr,{way}")
+                values.append(_value(
+                    name, float(value), float(stderr) if isinstance(stderr, int | float) else None,
+                    answers[name], answers[names[0]] if name != names[0] else None,
+                    float({**first["results"], **first.get("groups", {})}[task][key])))
+            better = first.get("higher_is_better", {}).get(task, {}) or {}
+            measures.append(Measure(
+                task, metric if way == "none" else f"{metric}, {way}",
+                len(answers[names[0]]), better.get(metric), values, answers))
+    return measures
+
+
+def _value(name: str, value: float, stderr: float | None, answers: Sequence[float],
+           before: Sequence[float] | None, value_before: float) -> Value:
+    if before is None or not answers or len(answers) != len(before):
+        return Value(name, value, stderr)
+    a, b = np.array(answers), np.array(before)
+    if not (np.isclose(a.mean(), value) and np.isclose(b.mean(), value_before)):
+        return Value(name, value, stderr)  # no mean over questions
+    if set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}:
+        counts = statistics.paired(b == 1, a == 1)
+        return Value(name, value, stderr, counts.difference, statistics.newcombe(counts),
+                     statistics.mcnemar(counts.gained, counts.lost))
+    return Value(name, value, stderr, float((a - b).mean()),
+                 statistics.bootstrap_mean(a - b, np.ones(len(a))))
+
+
+def _answers(results: Any, task: str, metric: str, way: str) -> list[float]:
+    """A model's value of each question, in order; none where a question has no single number."""
+    values = [(sample["doc_id"], sample.get(metric)) for sample in results["samples"].get(task, [])
+              if sample["filter"] == way]
+    values.sort(key=lambda pair: pair[0])
+    numbers = [value for _, value in values]
+    if not all(isinstance(value, int | float | np.number) for value in numbers):
+        return []
+    return [float(value) for value in numbers]
+
+
+def _questions(results: Any) -> dict[str, list[str]]:
+    return {task: [sample["doc_hash"] for sample in samples]
+            for task, samples in results["samples"].items()}
+
+
+def _remarks(results: Any) -> list[str]:
+    shots = {task: shots for task, shots in results["n-shot"].items() if shots}
+    return [f"{task}: {count} examples before each question" for task, count in shots.items()]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave the terminal to lorafit while lm-eval works."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import datasets
+
+        datasets.disable_progress_bars()
+        yield
+    finally:
+        logger.setLevel(level)
