@@ -2,10 +2,14 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from lorafit.data.pipeline import make_renderer
+from lorafit.data.tokens import Tokens
 from lorafit.errors import UserError
 from lorafit.evaluate.contenders import Loader, open_subject
 from lorafit.evaluate.loss import row_losses
@@ -80,26 +84,29 @@ def test_tasks_count_what_is_counted_here(known, tasks):
     assert "chat template" in result.asked
 
 
-def test_the_harness_scores_the_losses_that_are_measured_here(known, tasks):
-    """Its log-likelihood of a row's answer is less our nats, the end of the turn aside."""
-    from lorafit.data.pipeline import make_renderer
+def test_the_harness_scores_the_losses_that_are_measured_here(known):
+    """Its log-likelihood of a row's answer is less our nats. It counts the line break after the
+    prompt as part of the answer."""
+    from lm_eval.api.instance import Instance
+
     from lorafit.evaluate.harness import _language_model
 
-    subject = open_subject(known, None, ["data.train_on_end_of_turn=false"], None)
+    subject = open_subject(known, None, [], None)
     held_out = read_rows(subject.recipe.data, subject.tokenizer, 0, None)
+    encode = partial(subject.tokenizer.encode, add_special_tokens=False)
+    rows = []
+    for row in held_out.rows:
+        ids = np.array(encode(row.prompt + row.wanted), np.int32)
+        rows.append(Tokens(ids, np.arange(len(ids)) >= len(encode(row.prompt.rstrip()))))
     loader = Loader()
     loader.load(subject.contenders[0])
     model = loader.load(subject.contenders[1])
-    nats = row_losses(model, [tokens for row in held_out.rows
-                              for tokens in held_out.tokens(row)], 0)
     harness = _language_model(model, "adapter", subject.tokenizer,
                               make_renderer(subject.recipe.data, subject.tokenizer), 2, Heard())
-    from lm_eval.api.instance import Instance
-
     requests = [Instance("loglikelihood", {}, (row.prompt, row.wanted), i)
                 for i, row in enumerate(held_out.rows)]
     got = [-value for value, _ in harness.loglikelihood(requests)]
-    assert got == pytest.approx(list(nats), rel=1e-3)
+    assert got == pytest.approx(list(row_losses(model, rows, 0)), rel=1e-3)
 
 
 def test_a_multiple_choice_task_and_a_limit(known, tasks, tmp_path):
