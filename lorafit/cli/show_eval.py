@@ -125,23 +125,37 @@ def comparison(result: Any) -> None:
 def tasks(result: Any, path: Path | None) -> None:
     """A line for each task and measure, base beside the others."""
     console.print(f"tasks     {', '.join(result.tasks)}, {result.asked}", markup=False)
-    table = Table(title="lm-eval tasks", title_justify="left")
-    for heading in ("task", "measure", "rows", "model", "value ± stderr", "less base", "95 %", "p"):
-        table.add_column(heading, justify="left" if heading in ("task", "measure", "model")
+    Console(width=max(console.width, 100), highlight=False).print(
+        _measures(result.measures, "lm-eval tasks", "model", "less base"))
+    for remark in result.remarks:
+        console.print(f"note      {remark}", markup=False)
+    if path is not None:
+        console.print(f"kept      {path}", markup=False)
+
+
+def task_comparison(result: Any) -> None:
+    """A line for each run, under each measure that the first has."""
+    first = result.measures[0].values[0].model if result.measures else ""
+    Console(width=max(console.width, 100), highlight=False).print(
+        _measures(result.measures, "side by side", "run", f"less {first}"))
+    for remark in result.remarks:
+        console.print(f"note      {remark}", markup=False)
+
+
+def _measures(measures: list[Any], title: str, who: str, less: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in ("task", "measure", "rows", who, "value ± stderr", less, "95 %", "p"):
+        table.add_column(heading, justify="left" if heading in ("task", "measure", who)
                          else "right", overflow="fold")
-    for measure in result.measures:
+    for measure in measures:
         for i, value in enumerate(measure.values):
             stderr = "" if value.stderr is None else f" ± {value.stderr:.4f}"
             change = ["", "", ""] if value.difference is None else [
                 f"{value.difference:+.4f}", _bounds(value.interval, "{:+.4f}"),
                 "" if value.p_value is None else _p(value.p_value)]
             named = [measure.task, measure.name, f"{measure.rows:,}"] if i == 0 else ["", "", ""]
-            table.add_row(*named, value.model, f"{value.value:.4f}{stderr}", *change)
-    Console(width=max(console.width, 100), highlight=False).print(table)
-    for remark in result.remarks:
-        console.print(f"note      {remark}", markup=False)
-    if path is not None:
-        console.print(f"kept      {path}", markup=False)
+            table.add_row(*named, Text(value.model), f"{value.value:.4f}{stderr}", *change)
+    return table
 
 
 def _scores(result: Any) -> Table:
@@ -172,7 +186,7 @@ def _differences(differences: list[Any], measured_by: str) -> Table:
 def _difference_table(title: str, measured_by: str, *before: str) -> Table:
     table = Table(title=title, title_justify="left")
     left = [*before, "model" if before else ""]
-    for heading in (*left, measured_by, "95 %", "right now / before", "p", "same answer", "loss",
+    for heading in (*left, measured_by, "95 %", "gained / lost", "p", "same answer", "loss",
                     "95 %"):
         table.add_column(heading, justify="left" if heading in left else "right", overflow="fold")
     return table

@@ -8,5 +8,6 @@ matching     when an answer is right
 statistics   intervals and tests
 evaluation   all of that for one run, as a result that is kept
 harness      tasks of the lm-eval package
+task_results what they gave
 kept         evaluations on disk, and which of them can be compared
 """

@@ -12,9 +12,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -26,11 +26,9 @@ from lorafit.data.chat import Renderer
 from lorafit.data.examples import Conversation, Message
 from lorafit.data.pipeline import make_renderer
 from lorafit.errors import UserError
-from lorafit.evaluate import statistics
 from lorafit.evaluate.contenders import Loader, Subject
 from lorafit.evaluate.evaluation import FORMAT, Progress, versions_here
-from lorafit.evaluate.statistics import Interval
-from lorafit.run_dir import write_json
+from lorafit.evaluate.task_results import Measure, TasksResult, Value, against
 
 _ROWS_AT_ONCE = 8
 
@@ -45,57 +43,6 @@ class Wanted:
     limit: int | None
     batch_size: int | None
     chat_template: bool | None
-
-
-@dataclass(frozen=True)
-class Value:
-    """What one model scored.
-
-    difference: less the first model, None where lm-eval's value is no mean over questions.
-    p_value: of McNemar's exact test, where every question is right or wrong.
-    """
-
-    model: str
-    value: float
-    stderr: float | None
-    difference: float | None = None
-    interval: Interval | None = None
-    p_value: float | None = None
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A measure of a task, of every model. answers: of each model, its value of each question."""
-
-    task: str
-    name: str
-    rows: int
-    higher_is_better: bool | None
-    values: list[Value]
-    answers: dict[str, list[float]]
-
-
-@dataclass(frozen=True)
-class TasksResult:
-    """Everything about an evaluation by tasks."""
-
-    format: int
-    kind: str
-    name: str
-    key: str
-    made: str
-    seconds: float
-    subject: str
-    tasks: list[str]
-    asked: str
-    settings: dict[str, Any]
-    task_versions: dict[str, Any]
-    versions: dict[str, str]
-    remarks: list[str]
-    measures: list[Measure]
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def refuse_without_harness() -> None:
@@ -126,27 +73,17 @@ def run_tasks(subject: Subject, wanted: Wanted, progress: Progress) -> TasksResu
         loader.release()
     first = next(iter(found.values()))
     asked = "through the chat template, as trained" if as_chat else "as plain text"
-    settings = {"num_fewshot": wanted.num_fewshot, "limit": wanted.limit, "chat": as_chat,
-                "n-shot": first["n-shot"]}
+    settings = {"chat": as_chat, "n-shot": first["n-shot"], "limit": wanted.limit}
     names = sorted(first["results"])
-    key = hashlib.sha256(json.dumps([names, settings, first["versions"], _questions(first)],
-                                    sort_keys=True, default=str).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(
+        [settings, first["versions"], {name: _questions(first, name) for name in names}],
+        sort_keys=True, default=str).encode()).hexdigest()
     return TasksResult(
         FORMAT, "tasks", f"{subject.label or 'tasks'}-{key[:8]}", key,
         datetime.now(UTC).isoformat(timespec="seconds"), round(time.perf_counter() - started, 1),
         subject.contenders[-1].path, names, asked, settings, first["versions"],
         {**versions_here(), "lm-eval": metadata.version("lm-eval")},
         _remarks(first), _measures(found))
-
-
-def keep_tasks(result: TasksResult, subject: Subject, name: str | None) -> Path | None:
-    """Write the result into the run, under `name` or its own; None where there is no run."""
-    if subject.run is None:
-        return None
-    subject.run.evaluations.mkdir(exist_ok=True)
-    path = subject.run.evaluations / f"{name or result.name}.json"
-    write_json(path, result.as_dict())
-    return path
 
 
 def _manager(wanted: Wanted) -> Any:
@@ -264,34 +201,20 @@ def _measures(found: dict[str, Any]) -> list[Measure]:
             if not comma or metric.endswith("_stderr"):
                 continue
             answers = {name: _answers(found[name], task, metric, way) for name in names}
-            values = []
+            values: list[Value] = []
             for name in names:
                 scores = {**found[name]["results"], **found[name].get("groups", {})}[task]
                 value, stderr = scores[key], scores.get(f"{metric}_stderr,{way}")
-                values.append(_value(
-                    name, float(value), float(stderr) if isinstance(stderr, int | float) else None,
-                    answers[name], answers[names[0]] if name != names[0] else None,
-                    float({**first["results"], **first.get("groups", {})}[task][key])))
+                plain = Value(name, float(value),
+                              float(stderr) if isinstance(stderr, int | float) else None)
+                values.append(plain if name == names[0] else against(
+                    plain, answers[name], values[0], answers[names[0]]))
             better = first.get("higher_is_better", {}).get(task, {}) or {}
             measures.append(Measure(
                 task, metric if way == "none" else f"{metric}, {way}",
-                len(answers[names[0]]), better.get(metric), values, answers))
+                len(answers[names[0]]), better.get(metric), _questions(first, task), values,
+                answers))
     return measures
-
-
-def _value(name: str, value: float, stderr: float | None, answers: Sequence[float],
-           before: Sequence[float] | None, value_before: float) -> Value:
-    if before is None or not answers or len(answers) != len(before):
-        return Value(name, value, stderr)
-    a, b = np.array(answers), np.array(before)
-    if not (np.isclose(a.mean(), value) and np.isclose(b.mean(), value_before)):
-        return Value(name, value, stderr)  # no mean over questions
-    if set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}:
-        counts = statistics.paired(b == 1, a == 1)
-        return Value(name, value, stderr, counts.difference, statistics.newcombe(counts),
-                     statistics.mcnemar(counts.gained, counts.lost))
-    return Value(name, value, stderr, float((a - b).mean()),
-                 statistics.bootstrap_mean(a - b, np.ones(len(a))))
 
 
 def _answers(results: Any, task: str, metric: str, way: str) -> list[float]:
@@ -305,9 +228,10 @@ def _answers(results: Any, task: str, metric: str, way: str) -> list[float]:
     return [float(value) for value in numbers]
 
 
-def _questions(results: Any) -> dict[str, list[str]]:
-    return {task: [sample["doc_hash"] for sample in samples]
-            for task, samples in results["samples"].items()}
+def _questions(results: Any, task: str) -> str:
+    """A digest of what a task asks, in order."""
+    hashes = [sample["doc_hash"] for sample in results["samples"].get(task, [])]
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _remarks(results: Any) -> list[str]:

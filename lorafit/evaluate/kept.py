@@ -65,7 +65,7 @@ def compare(paths: Sequence[Path], name: str | None = None) -> Comparison:
     Without a name it is the newest one that was made of the same rows in the same way in every run;
     where there is none, the newest of each, and what cannot be compared says why.
     """
-    found = [_evaluations(path, name) for path in paths]
+    found = [evaluations(path, "rows", name) for path in paths]
     common = set.intersection(*({values["key"] for values in each} for each in found))
     chosen = [max((values for values in each if not common or values["key"] in common),
                   key=lambda values: values["made"]) for each in found]
@@ -114,23 +114,21 @@ def _why_not(values: dict[str, Any], first: dict[str, Any]) -> list[str]:
     return reasons
 
 
-def _evaluations(path: Path, name: str | None) -> list[dict[str, Any]]:
-    """The evaluations of held-out rows that a run keeps, or the one in a file."""
-    if path.is_file():
-        values = _read(path)
-        if values["kind"] != "rows":
-            raise UserError("is of tasks, not of held-out rows", str(path),
-                            "compare evaluations of held-out rows")
-        return [values]
+def evaluations(path: Path, kind: str, name: str | None) -> list[dict[str, Any]]:
+    """The evaluations that a run keeps, or the one in a file. kind: rows or tasks.
+
+    UserError where there is none.
+    """
     folder = RunDir(path).evaluations
-    files = sorted(folder.glob("*.json"))
-    if name is not None:
-        files = [file for file in files if file.stem == name]
-    read = [values for values in map(_read, files) if values["kind"] == "rows"]
+    files = [path] if path.is_file() else [
+        file for file in sorted(folder.glob("*.json")) if name in (None, file.stem)]
+    read = [values for values in map(_read, files) if values["kind"] == kind]
     if not read:
-        what = f"has no evaluation called {name}" if name else "has no evaluation"
-        raise UserError(what, str(path), f"make one: lorafit eval {path}"
-                        + (f" --name {name}" if name else ""))
+        what = "held-out rows" if kind == "rows" else "tasks"
+        called = f" called {name}" if name else ""
+        raise UserError(f"has no evaluation of {what}{called}", str(path), "make one: lorafit eval "
+                        f"RUN{' --tasks TASK' if kind == 'tasks' else ''}"
+                        f"{f' --name {name}' if name else ''}")
     return read
 
 

@@ -1,6 +1,7 @@
 """Real tasks of lm-eval on local rows, offline, beside what is measured here."""
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -110,7 +111,8 @@ def test_the_harness_scores_the_losses_that_are_measured_here(known):
 
 
 def test_a_multiple_choice_task_and_a_limit(known, tasks, tmp_path):
-    from lorafit.evaluate.harness import keep_tasks, run_tasks
+    from lorafit.evaluate.harness import run_tasks
+    from lorafit.evaluate.task_results import keep_tasks
 
     subject = open_subject(known, None, [], None, needs_rows=False)
     result = run_tasks(subject, wanted(tasks=[str(tasks / "chosen.yaml")], limit=2,
@@ -121,6 +123,36 @@ def test_a_multiple_choice_task_and_a_limit(known, tasks, tmp_path):
     stored = json.loads(keep_tasks(result, subject, "chosen").read_text())
     assert stored["kind"] == "tasks"
     assert stored["versions"]["lm-eval"]
+
+
+def test_runs_are_compared_task_by_task(known, tasks, tmp_path):
+    from lorafit.evaluate.harness import run_tasks
+    from lorafit.evaluate.kept import evaluations
+    from lorafit.evaluate.task_results import compare_tasks, keep_tasks
+
+    other = train_on(tmp_path, known.parent / "rows.jsonl", known.parent / "held.jsonl", steps=1)
+    first = Path(shutil.copytree(known, tmp_path / "first"))
+    for run, limit in ((first, None), (other, None)):
+        subject = open_subject(run, None, [], None, needs_rows=False)
+        keep_tasks(run_tasks(subject, wanted(include_path=tasks, limit=limit), Heard()), subject,
+                   None)
+
+    def compared():
+        return compare_tasks([first, other],
+                             [evaluations(run, "tasks", None) for run in (first, other)], ["codes"])
+
+    [measure] = compared().measures
+    assert [value.value for value in measure.values] == [0.5, 0]
+    assert (measure.values[1].difference, measure.values[1].p_value) == (-0.5, 0.5)
+    keep_tasks(run_tasks(subject, wanted(include_path=tasks, limit=2), Heard()), subject, None)
+    [file] = [file for file in (other / "evaluations").glob("*.json")
+              if json.loads(file.read_text())["settings"]["limit"] is None]
+    file.unlink()
+    result = compared()
+    assert result.measures[0].values[1].difference is None
+    assert "other questions (2, not 4)" in result.remarks[0]
+    with pytest.raises(UserError, match="has no evaluation of gsm8k"):
+        compare_tasks([first], [evaluations(first, "tasks", None)], ["gsm8k"])
 
 
 def test_an_own_method_is_measured_too(tmp_path, tasks):

@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 
 from lorafit.errors import UserError
-from lorafit.evaluate.contenders import open_subject
-from lorafit.evaluate.evaluation import evaluate
 from lorafit.evaluate.kept import compare, keep
 from lorafit.model.base import TINY
 from lorafit.run_dir import write_json
 from tests.evaluate.conftest import CODES, train_on, write_rows
-from tests.evaluate.test_evaluation import Heard, measured
+from tests.evaluate.test_evaluation import measured
 
 
 def kept(run: Path, *overrides: str, name: str | None = None, data: Path | None = None) -> Path:
@@ -52,40 +50,37 @@ def test_the_newest_that_were_made_alike_are_taken(two):
     assert {side.evaluation for side in result.sides} == {path.stem for path in alike}
 
 
-def test_other_settings_other_rows_and_other_tokens_are_said_not_hidden(two, tmp_path):
-    first, second = two
-    kept(first, name="here"), kept(second, "evaluation.max_new_tokens=3", name="here")
-    side = compare([first, second], "here").sides[-1]
-    assert "max_new_tokens 3, not 12" in side.why_not[0]
-    assert side.difference.rows == 0
-    assert side.difference.loss is not None
-    fewer = write_rows(tmp_path / "fewer.jsonl", {"red": CODES["red"]})
-    kept(second, data=fewer, name="here")
-    side = compare([first, second], "here").sides[-1]
-    assert side.difference is None
-    assert "other rows: 1 from" in side.why_not[0]
-    kept(second, "data.system='Be brief.'", name="here")
-    side = compare([first, second], "here").sides[-1]
-    assert side.difference.rows == 4
-    assert side.difference.loss is None
-    assert "losses of other tokens" in side.why_not[0]
-
-
-def test_a_file_is_compared_like_a_run(two, known, tmp_path):
+@pytest.mark.parametrize(("overrides", "rows", "reasons"), [
+    ([], None, []),
+    (["evaluation.max_new_tokens=3"], None, ["max_new_tokens 3, not 12"]),
+    (["data.system='Be brief.'"], None, ["losses of other tokens"]),
+    ([], {"red": CODES["red"]}, ["other rows: 1 from"]),
+], ids=["alike", "settings", "tokens", "rows"])
+def test_what_cannot_be_compared_is_said_and_left_out(two, known, tmp_path, overrides, rows,
+                                                      reasons):
+    """A file of the base by itself beside a run: the same rows, unless something differs."""
     first, _ = two
-    kept(first, data=known.parent / "held.jsonl", name="there")
-    subject = open_subject(TINY, None, ["evaluation.max_new_tokens=12"],
-                           known.parent / "held.jsonl")
-    write_json(tmp_path / "tiny.json", evaluate(subject, Heard()).as_dict())
-    result = compare([first, tmp_path / "tiny.json"], None)
-    assert [side.score.name for side in result.sides] == ["base", "adapter", "model"]
-    assert result.sides[-1].difference.lost == 2
+    if not (first / "evaluations" / "here.json").exists():
+        kept(first, name="here")
+    held = known.parent / "held.jsonl" if rows is None else write_rows(tmp_path / "r.jsonl", rows)
+    result, _ = measured(TINY, "evaluation.max_new_tokens=12", *overrides, data=held)
+    write_json(tmp_path / "tiny.json", result.as_dict())
+    sides = compare([first, tmp_path / "tiny.json"]).sides
+    assert [side.score.name for side in sides] == ["base", "adapter", "model"]
+    found, why_not = sides[-1].difference, sides[-1].why_not
+    assert len(why_not) == len(reasons)
+    assert all(reason in said for reason, said in zip(reasons, why_not, strict=True))
+    if rows is not None:
+        assert found is None
+        return
+    assert (found.loss is None) == ("losses of other tokens" in reasons)
+    assert (found.rows, found.lost) == ((0, 0) if "max_new_tokens 3, not 12" in reasons else (4, 2))
 
 
 @pytest.mark.parametrize(("content", "message"), [
     ("{", "is no evaluation"), ("[]", "is no evaluation"), ('{"a": 1}', "is no evaluation"),
     (json.dumps({"kind": "rows", "format": 0}), "another version"),
-    (json.dumps({"kind": "tasks", "format": 1}), "of tasks")])
+    (json.dumps({"kind": "tasks", "format": 1}), "of held-out rows")])
 def test_what_is_no_evaluation_is_refused(tmp_path, content, message):
     path = tmp_path / "x.json"
     path.write_text(content)
@@ -97,4 +92,4 @@ def test_a_run_that_was_not_evaluated_is_refused(known, tmp_path):
     run = Path(shutil.copytree(known, tmp_path / "run"))
     with pytest.raises(UserError, match="has no evaluation") as caught:
         compare([run])
-    assert f"lorafit eval {run}" in str(caught.value)
+    assert "lorafit eval RUN" in str(caught.value)

@@ -51,7 +51,7 @@ def evaluate(
     tasks: Annotated[str | None, typer.Option(
         metavar="TASK,TASK,…", show_default=False,
         help="Run these tasks of the lm-eval package in place of held-out rows: names, or files of "
-        "tasks of your own.")] = None,
+        "tasks of your own. With --compare: compare what was kept of them.")] = None,
     include_path: Annotated[Path | None, typer.Option(
         metavar="DIR", show_default=False,
         help="With --tasks: a directory with tasks of your own.")] = None,
@@ -73,9 +73,9 @@ def evaluate(
     from lorafit.cli.verbs import evaluate as verbs
 
     if compare:
-        verbs.compare(trained, name, json_to, given={
-            "--data": data, "--merged": merged, "--also": also, "--tasks": tasks,
-            "--pattern": pattern, "--rows": rows, "--set": overrides})
+        verbs.compare(trained, name, tasks, json_to, given={
+            "--data": data, "--merged": merged, "--also": also, "--pattern": pattern,
+            "--rows": rows, "--set": overrides})
         return
     asked = verbs.Asked(
         trained, data, [*([merged] if merged else []), *(also or [])], merged, base, pattern, rows,

@@ -75,10 +75,11 @@ def tasks(asked: Asked, names: str, include_path: Path | None, num_fewshot: int 
 
     refuse_without_harness()
     settle_hub_for(asked.path, asked.base)
-    from lorafit.evaluate.harness import Wanted, keep_tasks, run_tasks
+    from lorafit.evaluate.harness import Wanted, run_tasks
+    from lorafit.evaluate.task_results import keep_tasks
 
-    wanted = Wanted([name.strip() for name in names.split(",") if name.strip()], include_path,
-                    num_fewshot, asked.rows, asked.batch_size, chat_template)
+    wanted = Wanted(_names(names), include_path, num_fewshot, asked.rows, asked.batch_size,
+                    chat_template)
     subject = _subject(asked, needs_rows=False)
     with show_eval.progress(json_to) as progress:
         result = run_tasks(subject, wanted, progress)
@@ -86,13 +87,21 @@ def tasks(asked: Asked, names: str, include_path: Path | None, num_fewshot: int 
     show_eval.either(json_to, result, lambda it: show_eval.tasks(it, path))
 
 
-def compare(paths: list[Path], name: str | None, json_to: Path | None,
+def compare(paths: list[Path], name: str | None, tasks: str | None, json_to: Path | None,
             given: dict[str, Any]) -> None:
     """Put kept evaluations side by side."""
     _refuse_given(given, "evaluates, and --compare does not", "leave one of them out")
     refuse_taken_json(json_to)
     from lorafit.evaluate.kept import compare as side_by_side
+    from lorafit.evaluate.kept import evaluations
 
+    if tasks is not None:
+        from lorafit.evaluate.task_results import compare_tasks
+
+        result = compare_tasks(paths, [evaluations(path, "tasks", name) for path in paths],
+                               _names(tasks))
+        show_eval.either(json_to, result, show_eval.task_comparison)
+        return
     show_eval.either(json_to, side_by_side(paths, name), show_eval.comparison)
 
 
@@ -133,6 +142,10 @@ def _pattern_at(asked: Asked, subject: Any) -> str:
         if each.startswith("evaluation.pattern"):
             return f"--set {each}"
     return place_of(subject.run.recipe, "evaluation", "pattern") if subject.run else ""
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _refuse_given(given: dict[str, Any], what: str, remedy: str) -> None:
