@@ -56,7 +56,7 @@ class _Live:
     """A bar on a terminal."""
 
     def __init__(self, bar: Bar) -> None:
-        self._bar, self._task = bar, bar.add_task("", total=None)
+        self._bar, self._task = bar, bar.add_task("reading rows", total=None)
 
     def begin(self, what: str, total: int) -> None:
         self._bar.remove_task(self._task)
@@ -89,13 +89,14 @@ def evaluation(result: Any, samples: int, path: Path | None) -> None:
     if result.settings["pattern"]:
         console.print(f"pattern   {result.settings['pattern']} ({result.settings['take']} match)",
                       markup=False)
-    console.print(_scores(result))
-    if result.differences:
-        console.print(_differences(result.differences, result.measured_by))
+    _print(_scores(result))
+    for against in dict.fromkeys(each.against for each in result.differences):
+        _print(_differences([each for each in result.differences if each.against == against],
+                            result.measured_by))
     for remark in result.remarks:
         console.print(f"note      {remark}", markup=False)
     if samples and result.scores[0].rows:
-        Console(width=max(console.width, 120)).print(_samples(result, samples))
+        _print(_samples(result, samples))
     if path is not None:
         console.print(f"kept      {path}", markup=False)
 
@@ -108,25 +109,25 @@ def comparison(result: Any) -> None:
                          overflow="fold")
     for side in result.sides:
         table.add_row(Text(side.where), side.score.name, *_figures(side.score)[:4])
-    console.print(table)
+    _print(table)
     pairs = [side for side in result.sides if side.difference is not None]
     if pairs:
         table = _difference_table(f"less {result.sides[0].where}", result.measured_by, "run")
         for side in pairs:
             table.add_row(Text(side.where), side.score.name, *_change(side.difference))
-        console.print(table)
+        _print(table)
     for side in result.sides:
         for reason in side.why_not:
             console.print(f"note      {side.where}: not compared: {reason}", markup=False)
-    for side in result.sides:
-        console.print(f"from      {side.where}: {side.evaluation} of {side.made}", markup=False)
+    for source in dict.fromkeys(f"{side.where}: {side.evaluation} of {side.made}"
+                                for side in result.sides):
+        console.print(f"from      {source}", markup=False)
 
 
 def tasks(result: Any, path: Path | None) -> None:
     """A line for each task and measure, base beside the others."""
     console.print(f"tasks     {', '.join(result.tasks)}, {result.asked}", markup=False)
-    Console(width=max(console.width, 100), highlight=False).print(
-        _measures(result.measures, "lm-eval tasks", "model", "less base"))
+    _print(_measures(result.measures, "lm-eval tasks", "model", "less base"))
     for remark in result.remarks:
         console.print(f"note      {remark}", markup=False)
     if path is not None:
@@ -136,8 +137,7 @@ def tasks(result: Any, path: Path | None) -> None:
 def task_comparison(result: Any) -> None:
     """A line for each run, under each measure that the first has."""
     first = result.measures[0].values[0].model if result.measures else ""
-    Console(width=max(console.width, 100), highlight=False).print(
-        _measures(result.measures, "side by side", "run", f"less {first}"))
+    _print(_measures(result.measures, "side by side", "run", f"less {first}"))
     for remark in result.remarks:
         console.print(f"note      {remark}", markup=False)
 
@@ -229,6 +229,12 @@ def _samples(result: Any, samples: int) -> Table:
                       *(Text(f"{'✓' if row.replies[name].right else '✗'} "
                              f"{_clip(row.replies[name].answer)}") for name in names))
     return table
+
+
+def _print(table: Table) -> None:
+    """A terminal folds what is too wide for it; a file does not have to."""
+    width = console.width if console.is_terminal else max(console.width, 140)
+    Console(width=width, highlight=False).print(table)
 
 
 def _clip(text: str, width: int = 300) -> str:

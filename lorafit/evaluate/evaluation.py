@@ -166,7 +166,8 @@ def evaluate(subject: Subject, progress: Progress, pattern_at: str = "evaluation
         digest, held_out.tokens_digest, section.model_dump(), matcher.name, str(device),
         versions_here(), _remarks(held_out, can_be_asked, asked, answers, subject),
         [_score(contender, rows) for contender in subject.contenders],
-        [difference(rows, rows, name, names[0]) for name in names[1:]], rows)
+        [difference(rows, rows, name, against) for i, against in enumerate(names[:2])
+         for name in names[i + 1 :]], rows)
     kept.discard()
     return result
 

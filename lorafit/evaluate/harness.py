@@ -7,10 +7,8 @@ table, and the difference from the base taken question by question.
 
 import difflib
 import hashlib
-import importlib.util
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,13 +43,6 @@ class Wanted:
     chat_template: bool | None
 
 
-def refuse_without_harness() -> None:
-    """UserError unless lm-eval is installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("--tasks needs the lm-eval package, which is not installed", "--tasks",
-                        "pip install 'lorafit[lm-eval]'")
-
-
 def run_tasks(subject: Subject, wanted: Wanted, progress: Progress) -> TasksResult:
     """Run tasks on every contender. UserError for tasks that are unknown or cannot be loaded."""
     started = time.perf_counter()
@@ -79,7 +70,7 @@ def run_tasks(subject: Subject, wanted: Wanted, progress: Progress) -> TasksResu
         [settings, first["versions"], {name: _questions(first, name) for name in names}],
         sort_keys=True, default=str).encode()).hexdigest()
     return TasksResult(
-        FORMAT, "tasks", f"{subject.label or 'tasks'}-{key[:8]}", key,
+        FORMAT, "tasks", "-".join(filter(None, [subject.label, "tasks", key[:8]])), key,
         datetime.now(UTC).isoformat(timespec="seconds"), round(time.perf_counter() - started, 1),
         subject.contenders[-1].path, names, asked, settings, first["versions"],
         {**versions_here(), "lm-eval": metadata.version("lm-eval")},
@@ -242,14 +233,21 @@ def _remarks(results: Any) -> list[str]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave the terminal to lorafit while lm-eval works."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    import datasets
+    import lm_eval.evaluator as evaluator
+
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    # What it notes of the machine: by programs that it starts, whose complaints would be seen.
+    notes = {name: getattr(evaluator, name) for name in ("get_git_commit_hash", "add_env_info")
+             if hasattr(evaluator, name)}
+    for name in notes:
+        setattr(evaluator, name, lambda *_: None)
     try:
-        import datasets
-
-        datasets.disable_progress_bars()
         yield
     finally:
         logger.setLevel(level)
+        for name, function in notes.items():
+            setattr(evaluator, name, function)

@@ -22,7 +22,10 @@ from lorafit.evaluate.rows import read_rows
 from lorafit.export.merge import merge
 from lorafit.model.base import TINY
 from lorafit.model.trained import open_adapter
+from lorafit.recipe.loading import load_recipe
+from lorafit.recipe.loading import replace as replaced
 from lorafit.run_dir import RunDir
+from lorafit.train.resume import refuse_changes
 from tests.evaluate.conftest import CODES, train_on, write_rows
 
 
@@ -149,7 +152,12 @@ def test_merged_and_other_models_stand_beside_base_and_adapter(known, tmp_path):
     assert by_name["merged"].correct == by_name["adapter"].correct == 2
     assert by_name["merged"].loss == pytest.approx(by_name["adapter"].loss, rel=1e-3)
     assert by_name["tiny"].loss == by_name["base"].loss
-    assert {each.name: each.same_answers for each in result.differences}["tiny"] == 4
+    pairs = {(each.name, each.against): each for each in result.differences}
+    assert list(pairs) == [("adapter", "base"), ("merged", "base"), ("tiny", "base"),
+                           ("merged", "adapter"), ("tiny", "adapter")]
+    assert pairs["tiny", "base"].same_answers == 4
+    assert pairs["tiny", "base"].loss == 0
+    assert (pairs["tiny", "adapter"].lost, pairs["merged", "adapter"].lost) == (2, 0)
 
 
 def test_a_model_of_another_vocabulary_is_refused(known, shrunken, tmp_path):
@@ -327,3 +335,10 @@ def test_an_override_that_cannot_be_is_refused(known, override, message):
     with pytest.raises(UserError, match=message) as caught:
         open_subject(known, None, [override], None)
     assert "--set" in str(caught.value)
+
+
+def test_a_resumed_run_may_be_measured_in_another_way(known):
+    recipe = load_recipe(RunDir(known).recipe)
+    refuse_changes(replaced(recipe, evaluation={"pattern": "(.+)", "rows": 3}), RunDir(known))
+    with pytest.raises(UserError, match="differs"):
+        refuse_changes(replaced(recipe, training={"seed": 3}), RunDir(known))

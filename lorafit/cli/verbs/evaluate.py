@@ -1,6 +1,8 @@
 """What `lorafit eval` does."""
 
+import importlib.util
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +73,10 @@ def tasks(asked: Asked, names: str, include_path: Path | None, num_fewshot: int 
     _check(asked, json_to)
     _refuse_given({"--data": asked.data, "--pattern": asked.pattern},
                   "is of held-out rows", "leave it out, or leave out --tasks")
-    from lorafit.evaluate.harness import refuse_without_harness
-
-    refuse_without_harness()
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("--tasks needs the lm-eval package, which is not installed", "--tasks",
+                        "pip install 'lorafit[lm-eval]'")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     settle_hub_for(asked.path, asked.base)
     from lorafit.evaluate.harness import Wanted, run_tasks
     from lorafit.evaluate.task_results import keep_tasks
