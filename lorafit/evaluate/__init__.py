@@ -6,7 +6,8 @@ answers      their answers, in batches that an interrupted evaluation goes on fr
 loss         their losses, row by row
 matching     when an answer is right
 statistics   intervals and tests
-evaluation   all of that for one run, as a result that is kept
+result       scores, differences and rows
+evaluation   all of that for one run
 harness      tasks of the lm-eval package
 task_results what they gave
 kept         evaluations on disk, and which of them can be compared

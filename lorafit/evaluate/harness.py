@@ -25,7 +25,8 @@ from lorafit.data.examples import Conversation, Message
 from lorafit.data.pipeline import make_renderer
 from lorafit.errors import UserError
 from lorafit.evaluate.contenders import Loader, Subject
-from lorafit.evaluate.evaluation import FORMAT, Progress, versions_here
+from lorafit.evaluate.evaluation import Progress, versions_here
+from lorafit.evaluate.result import FORMAT
 from lorafit.evaluate.task_results import Measure, TasksResult, Value, against
 
 _ROWS_AT_ONCE = 8

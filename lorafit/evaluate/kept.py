@@ -8,7 +8,7 @@ from typing import Any
 
 from lorafit.errors import UserError
 from lorafit.evaluate.contenders import Subject
-from lorafit.evaluate.evaluation import (
+from lorafit.evaluate.result import (
     FORMAT,
     Asked,
     Difference,

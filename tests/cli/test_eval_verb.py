@@ -70,6 +70,7 @@ def test_json_holds_the_same_for_scripts_and_nothing_else_is_printed(
     (["{run}", "--merged", "nowhere"], ["nowhere: no such model", "lorafit merge"]),
     (["{run}", "--also", "{run}/checkpoints"], ["checkpoints: holds no adapter_config.json"]),
     (["{run}", "--name", "../x"], ["--name ../x: is no name"]),
+    (["{tiny}", "--name", "x", "--data", "{run}/../rows.jsonl"], ["--name x: is no run", "--json"]),
     (["{run}", "--set", "model.base=x"], ["only evaluation.", "--set model.base=x"]),
     (["{run}", "--num-fewshot", "2"], ["--num-fewshot: is of --tasks"]),
     (["{run}/adapter"], ["is no run", "--data FILE"]),

@@ -298,6 +298,16 @@ def test_a_row_that_was_split_is_asked_once_and_its_loss_is_of_all_pieces(make_r
              for line in RunDir(Path(recipe.output.dir)).metrics.read_text().splitlines()]
     seen = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
     assert result.scores[1].loss == pytest.approx(seen[-1], rel=1e-4)
+    assert not any("flatters" in remark for remark in result.remarks)
+
+
+def test_weights_that_were_chosen_by_the_rows_asked_are_said_to_be(known, tmp_path):
+    held = known.parent / "held.jsonl"
+    run = train_on(tmp_path, held, held, training={
+        "steps": 3, "batch_size": 2, "eval_every": 1, "checkpoint_every": 1})
+    small = ["evaluation.max_new_tokens=1", "evaluation.rows=1"]
+    assert "best of 3 evaluations on these rows" in measured(run, *small)[0].remarks[0]
+    assert "flatters" not in "".join(measured(run, *small, data=held)[0].remarks)
 
 
 def test_plain_text_has_a_loss_and_no_answers(tmp_path):

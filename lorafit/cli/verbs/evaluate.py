@@ -129,6 +129,9 @@ def _subject(asked: Asked, *, needs_rows: bool = True) -> Any:
 
     subject = open_subject(asked.path, asked.base, asked.all_overrides(), asked.data,
                            needs_rows=needs_rows)
+    if asked.name is not None and subject.run is None:
+        raise UserError("is no run, so nothing is kept in it", f"--name {asked.name}",
+                        "keep the result with --json FILE")
     for path in asked.beside:
         contender = beside(subject, path, "merged" if path == asked.merged else None)
         subject = replace(subject, contenders=(*subject.contenders, contender))
