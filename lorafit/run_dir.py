@@ -79,7 +79,13 @@ class RunDir:
 
     @property
     def evaluation(self) -> Path:
+        """The latest evaluation of the result on the run's held-out rows, in short."""
         return self.path / "evaluation.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """Every evaluation in full, a file each."""
+        return self.path / "evaluations"
 
     def checkpoint(self, step: int) -> Path:
         """Directory of the checkpoint taken after optimizer step `step`."""

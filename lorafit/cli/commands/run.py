@@ -29,20 +29,6 @@ def generate(
     verbs.generate(trained, prompt, which, base, max_new_tokens, temperature, top_p, seed)
 
 
-@app.command(name="eval")
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="A finished run.", show_default=False)],
-    rows: Annotated[int | None, typer.Option(
-        min=1, help="Use only the first held-out rows.", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
-    samples: Annotated[int, typer.Option(min=0, help="Sample answers to print.")] = 4,
-) -> None:
-    """Answer a run's held-out prompts with base and adapter; count exact matches."""
-    from lorafit.cli.verbs import run as verbs
-
-    verbs.evaluate(run, rows, max_new_tokens, samples)
-
-
 @app.command()
 def merge(
     trained: Trained,

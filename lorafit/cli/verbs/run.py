@@ -41,15 +41,6 @@ def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_t
     show.answers(answers)
 
 
-def evaluate(run: Path, rows: int | None, max_new_tokens: int, samples: int) -> None:
-    settle_hub_for(run, None)
-    from lorafit.evaluate.exact_match import evaluate as measure
-    from lorafit.model.trained import open_adapter
-
-    result = measure(open_adapter(run), rows, max_new_tokens, show.progress)
-    show.evaluation(result, samples)
-
-
 def merge(trained: Path, output: Path | None, base: str | None, dtype: str | None) -> None:
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"unknown dtype {dtype!r}", "--dtype", "use float32, bfloat16 or float16")
