@@ -141,7 +141,7 @@ def test_sglang_gets_zeros_for_what_it_fuses(run_of: RunOf, tmp_path: Path) -> N
     ("dora", "sglang", "does not load DoRA"),
     ("saved", "vllm", "modules trained in full"),
     ("saved", "mlx", "modules trained in full"),
-    ("patterns", "vllm", "embeddings and output head alike"),
+    ("patterns", "vllm", "embeddings and output head are one weight"),
     ("patterns", "sglang", "on the embeddings are not written"),
     ("patterns", "mlx", "embeddings and output head alike"),
     ("ia3", "vllm", "loads LoRA, and this adapter is ia3"),

@@ -62,7 +62,7 @@ def _write(folder: Path, layers: Mapping[str, AsRead], alpha: float) -> None:
             tensors[f"base_model.model.{name}.lora_magnitude_vector"] = layer.magnitude
     first = next(iter(layers.values()))
     config = LoraConfig(
-        task_type="CAUSAL_LM", r=len(first.a), lora_alpha=alpha,  # type: ignore[arg-type]
+        task_type="CAUSAL_LM", r=len(first.a), lora_alpha=alpha,
         target_modules=sorted(layers), use_dora=first.magnitude is not None, inference_mode=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, ordered(config.to_dict()))

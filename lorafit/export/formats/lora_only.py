@@ -99,7 +99,9 @@ def _by_config(source: AdapterSource, holds: Holds) -> list[tuple[str, str]]:
         reasons.append((f"holds the base's biases (bias: {config['bias']}), which {program} does "
                         "not load", merge))
     if config.get("lora_bias"):
-        reasons.append((f"holds a bias of B in each layer, which {program} does not load", merge))
+        reasons.append((f"holds a bias of B in each layer, which {program} does not load",
+                        f"{merge}, where its layers have a bias; or use it with peft: lorafit "
+                        "export-adapter"))
     if config.get("trainable_token_indices"):
         reasons.append((f"holds trained rows of the embeddings, which {program} does not load",
                         merge))

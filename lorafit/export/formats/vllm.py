@@ -1,15 +1,16 @@
 """vLLM's form: peft's file, without what vLLM refuses or reads by rules of its own.
 
-Its rules, from vllm/lora/{peft_helper,lora_model,utils,model_manager}.py and vllm/config/lora.py:
+Its rules, from vllm/lora/{peft_helper,lora_model,utils,model_manager}.py and vllm/config/lora.py of
+0.32, where earlier versions differ those that hold for both:
 
 - the configuration must have r, lora_alpha and target_modules, and may have neither
-  modules_to_save nor use_dora; the scale of every layer is lora_alpha / r, with use_rslora
-  lora_alpha / √r;
+  modules_to_save, use_dora, lora_bias nor a start that alters the base; the scale of every layer is
+  lora_alpha / r, with use_rslora lora_alpha / √r; rank_pattern and alpha_pattern are heeded by 0.32
+  and ignored by earlier ones;
 - a tensor is …lora_A.weight, …lora_B.weight, …lora_embedding_A or …lora_embedding_B behind the
   name of its layer; another one is refused;
-- the last word of a layer's name must be that of a layer of vLLM's model, which has the output
-  head and the embeddings only where they are listed for the architecture, and shares them where
-  they are tied;
+- the last word of a layer's name must be that of a layer of vLLM's model, among which output head
+  and embeddings are only where its class lists them (embedding_modules);
 - r may not be above --max-lora-rank, which is one of a few numbers;
 - a layer without tensors is taken for one that is not adapted.
 """
@@ -47,14 +48,21 @@ from lorafit.model.trained import AdapterSource
 # What --max-lora-rank may be.
 MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
+# Architectures whose class in vllm/model_executor/models/ of 0.32 lists embed_tokens and lm_head.
+_WITH_EMBEDDINGS = ("apertus", "exaone4", "granite", "granitemoe", "lfm2", "llama", "mixtral",
+                    "nemotron", "phi3", "qwen3")
+
 _TENSOR = re.compile(
     r"(?:base_model\.model\.)?(.+)\.(?:lora_(A|B)\.weight|lora_embedding_(A|B))")
 
 
 def _refused_part(model: Any, weight: Weight) -> str:
+    kind = model.config.model_type
+    if weight.part in ("embeddings", "head") and kind not in _WITH_EMBEDDINGS:
+        return f"vLLM refuses adapters on the {weight.part} of {kind}"
     if shares_its_weight(model, weight):
-        return (f"an adapter on the {weight.part} is applied to embeddings and output head alike, "
-                "or to neither, where they are one weight")
+        return (f"what an adapter on the {weight.part} changes depends on vLLM's version where "
+                "embeddings and output head are one weight")
     return mixture_or_turned("vLLM", weight, model)
 
 
