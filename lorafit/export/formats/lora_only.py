@@ -192,6 +192,11 @@ def mixture_or_turned(program: str, weight: Weight, model: Any) -> str:
     return ""
 
 
+def called(weight: Weight) -> str:
+    """A part of a model in a sentence."""
+    return "the output head" if weight.part == "head" else f"the {weight.part}"
+
+
 def shares_its_weight(model: Any, weight: Weight) -> bool:
     """Whether this is the head or the embeddings of a model in which the two are one."""
     return weight.part in ("embeddings", "head") and is_tied(model)

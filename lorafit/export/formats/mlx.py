@@ -28,6 +28,7 @@ from lorafit.export.formats.as_read import AsRead, compare_as_read, unreadable
 from lorafit.export.formats.format import Format, Written
 from lorafit.export.formats.lora_only import (
     Holds,
+    called,
     mixture_or_turned,
     reasons_against,
     shares_its_weight,
@@ -53,7 +54,7 @@ SAME_NAMES = (
 
 def _refused_part(model: Any, weight: Weight) -> str:
     if shares_its_weight(model, weight):
-        return (f"an adapter on the {weight.part} changes embeddings and output head alike in "
+        return (f"an adapter on {called(weight)} changes embeddings and output head alike in "
                 "mlx-lm, where they are one weight")
     return mixture_or_turned("mlx-lm", weight, model)
 

@@ -1,12 +1,15 @@
 """SGLang's form: peft's file, with the layers that SGLang fuses adapted together.
 
-Its rules, from python/sglang/srt/lora/{lora_config,lora,mem_pool,utils}.py:
+Its rules, from python/sglang/srt/lora/{lora_config,lora,lora_manager,mem_pool,utils}.py of 0.5.23
+and of what came after it:
 
 - r, lora_alpha and target_modules of the configuration are read; the scale of every layer is
-  lora_alpha / r and every tensor has rank r; use_rslora, rank_pattern and alpha_pattern are
-  ignored or refused, by version; target_modules is a list, of which the last words count;
+  lora_alpha / r and every tensor has rank r; use_rslora is ignored, rank_pattern and alpha_pattern
+  are ignored or refused, by version; target_modules is a list, of which the last words count;
 - q_proj, k_proj and v_proj of a layer are computed as one, gate_proj and up_proj likewise: A and B
-  of all of them are looked up where one is adapted, so those that are not get zeros;
+  of q and v are looked up where any is adapted, and up alone is not computed, so those that are not
+  adapted get zeros;
+- a layer whose last word is none of those that it knows is skipped, with a warning;
 - there is no limit of the rank but the server's --max-lora-rank;
 - an added_tokens.json in the folder is taken for new tokens of the adapter;
 - a layer without tensors is taken for one that is not adapted.
@@ -24,7 +27,7 @@ from lorafit.errors import Problem
 from lorafit.export.delta.files import read_lora
 from lorafit.export.formats.as_read import AsRead, compare_as_read, unreadable
 from lorafit.export.formats.format import Format, Written
-from lorafit.export.formats.lora_only import Holds, mixture_or_turned, reasons_against
+from lorafit.export.formats.lora_only import Holds, called, mixture_or_turned, reasons_against
 from lorafit.export.formats.one_rank import OneRank, at_one_rank
 from lorafit.export.formats.servers import (
     is_converted,
@@ -40,13 +43,17 @@ from lorafit.model.base import load_config, meta_model
 from lorafit.model.inventory import Weight, linear_shape
 from lorafit.model.trained import AdapterSource
 
-# Layers of a block that SGLang computes as one.
+# Layers of a block that SGLang computes as one, and all that it knows by these names.
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_KNOWN = {"o_proj", "qkv_proj", "gate_up_proj", "down_proj", "out_proj"}.union(*_TOGETHER)
 
 
 def _refused_part(model: Any, weight: Weight) -> str:
     if weight.part in ("embeddings", "head"):
-        return f"adapters on the {weight.part} are not written for SGLang"
+        return f"adapters on {called(weight)} are not written for SGLang"
+    word = weight.label.rpartition(".")[2]
+    if word not in _KNOWN and weight.part not in ("experts", "router"):
+        return f"SGLang knows no adapters on layers called {word}"
     return mixture_or_turned("SGLang", weight, model)
 
 

@@ -29,6 +29,7 @@ from lorafit.export.formats.as_read import AsRead, compare_as_read, unreadable
 from lorafit.export.formats.format import Format, Written
 from lorafit.export.formats.lora_only import (
     Holds,
+    called,
     mixture_or_turned,
     reasons_against,
     shares_its_weight,
@@ -59,9 +60,9 @@ _TENSOR = re.compile(
 def _refused_part(model: Any, weight: Weight) -> str:
     kind = model.config.model_type
     if weight.part in ("embeddings", "head") and kind not in _WITH_EMBEDDINGS:
-        return f"vLLM refuses adapters on the {weight.part} of {kind}"
+        return f"vLLM refuses adapters on {called(weight)} of {kind}"
     if shares_its_weight(model, weight):
-        return (f"what an adapter on the {weight.part} changes depends on vLLM's version where "
+        return (f"what an adapter on {called(weight)} changes depends on vLLM's version where "
                 "embeddings and output head are one weight")
     return mixture_or_turned("vLLM", weight, model)
 
