@@ -123,8 +123,10 @@ def prove(engine: Engine, base: str, base_path: Path, cases: list[Any],
     given: dict[str, dict[str, str]] = {"adapters": {}, "merged": {}}
     asked = {}
     for case in cases:
-        for key, made in (("adapters", engine.format and export(case, engine.format)),
-                          ("merged", engine.merged and merged(case))):
+        exported = export(case, engine.format) if engine.format is not None else []
+        wants_merged = engine.merged == "all" or (engine.merged == "refused"
+                                                  and isinstance(exported, list))
+        for key, made in (("adapters", exported), ("merged", merged(case) if wants_merged else [])):
             if not made:
                 continue
             place = (base, case.kind, f"{engine.name}:{key}")
@@ -155,7 +157,7 @@ def columns(engines: list[Engine]) -> dict[str, str]:
     for engine in engines:
         if engine.format is not None:
             headings[f"{engine.name}:adapters"] = f"{engine.title}, adapter"
-        if engine.merged:
+        if engine.merged != "none":
             headings[f"{engine.name}:merged"] = f"{engine.title}, merged"
     return headings
 
@@ -210,8 +212,8 @@ def main(given: list[str] | None = None) -> int:
                 say(f"  {column:<16} {kind:<28} {found.as_text([])}"
                     + (f" {'; '.join(found.refused)}{found.failed}" if not found.of else ""))
     how = [f"`python scripts/prove_engines.py --engines {','.join(arguments.engines)}`; "
-           f"{machine()}; {arguments.new_tokens} tokens for each of "
-           f"{max((found.of for found in cells.values()), default=0)} or more prompts.", "",
+           f"{machine()}; {arguments.new_tokens} tokens after each of "
+           f"{max((found.of for found in cells.values()), default=0)} prompts.", "",
            *(f"- {title}: {text}" for title, text in versions.items()),
            *(f"- {engine.title}: not run, {failures[engine.name]}" for engine in engines
              if engine.name in failures)]

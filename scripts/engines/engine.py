@@ -28,7 +28,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from environment import Environment
 
@@ -45,9 +45,10 @@ class Engine:
 
     name: on the command line. title: in the table. package: whose version is shown. torch: the
     version to build on, None where it needs none. format: what `lorafit export-adapter --format`
-    is told for it; None where it takes no adapters. merged: whether it is given merged models too.
-    base: what the driver is given of a base, made in a folder. why_not: why it cannot run here;
-    it is then listed with what is refused for it, and not run.
+    is told for it; None where it takes no adapters. merged: of which adapters it is given merged
+    models: of all, of those that are refused for it, or of none. base: what the driver is given of
+    a base, made in a folder. why_not: why it cannot run here; it is then listed with what is
+    refused for it, and not run.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Engine:
     environment: Environment | None = None
     torch: str | None = None
     format: str | None = None
-    merged: bool = False
+    merged: Literal["all", "refused", "none"] = "none"
     base: Callable[[Path, Path], Path] = _as_it_is
     surroundings: dict[str, str] = field(default_factory=dict)
     why_not: str = ""
@@ -69,10 +70,16 @@ class EngineError(Exception):
 
 def ask(engine: Engine, work: Path, folder: Path, request: dict[str, Any],
         limit_s: float) -> dict[str, Any]:
-    """Runs the engine's driver in its environment and returns what it wrote."""
+    """Runs the engine's driver in its environment and returns what it wrote.
+
+    What was asked before is not asked again.
+    """
     assert engine.environment is not None
     folder.mkdir(parents=True, exist_ok=True)
     given, written, log = (folder / name for name in ("in.json", "out.json", "log.txt"))
+    if written.exists() and given.read_text() == json.dumps(request):
+        known: dict[str, Any] = json.loads(written.read_text())
+        return known
     given.write_text(json.dumps(request))
     written.unlink(missing_ok=True)
     # A driver must not hide a package by its name; nothing reaches for a network or an accelerator.

@@ -7,5 +7,5 @@ from engines.engine import Engine
 ENGINE = Engine(
     name="mlx", title="mlx-lm", package="mlx-lm", driver="mlx_generate.py",
     environment=Environment("engine-mlx", ("mlx-lm==0.32.0",), also=("mlx[cpu]==0.32.0",)),
-    format="mlx", merged=True,
+    format="mlx", merged="all",
 )

@@ -8,5 +8,5 @@ ENGINE = Engine(
     name="peft", title="transformers + peft", package="peft", driver="peft_generate.py",
     environment=Environment("engine-peft", ("peft==0.21.2", "transformers==5.23.0",
                                             "accelerate>=1.10")),
-    torch="2.13.0", format="peft", merged=True,
+    torch="2.13.0", format="peft", merged="all",
 )

@@ -319,3 +319,14 @@ def test_the_command_says_how_to_serve_it(run_of: RunOf, tmp_path: Path,
     assert "cut       from rank 8 to 4" in said
     assert f"vllm serve {TINY} --enable-lora --max-lora-rank 8" in said
     assert f"--lora-modules rslora={tmp_path / 'out'}" in said
+
+
+def test_attention_of_a_mixture_is_written(make_recipe: Any, train: Any, shrunken: Any,
+                                           tmp_path: Path) -> None:
+    recipe = make_recipe(model={"base": str(shrunken("qwen3_moe"))}, training={"steps": 1},
+                         adapter={"experts": "none"})
+    train(recipe)
+    for form in ("vllm", "sglang", "mlx"):
+        result = export_adapter(open_adapter(Path(recipe.output.dir)), tmp_path / form,
+                                format_named(form))
+        assert result.agreement.relative_rms < 1e-5
