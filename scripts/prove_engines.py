@@ -8,13 +8,15 @@ package index (gigabytes, kept under --work for the next run), has every program
 prompts greedily in float32, and compares token ids with those of lorafit's own model. Nothing is
 sent anywhere; servers listen on 127.0.0.1.
 
-What was trained and answered is kept under --work too, so a run that was stopped goes on.
+What was trained is kept under --work too, and what was answered for the same files, so a run that
+was stopped goes on.
 """
 
 import argparse
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -82,15 +84,14 @@ def build_all(engines: list[Engine], work: Path) -> dict[str, str]:
 
 
 def export(case: Any, form: str) -> Path | list[str]:
-    """Where the exported adapter is, or every reason against it. Made unless it is there."""
+    """Where the exported adapter is, made anew, or every reason against it."""
     from lorafit.errors import UserError
     from lorafit.export.adapter import export_adapter
     from lorafit.export.formats import format_named
     from lorafit.model.trained import open_adapter
 
     target: Path = case.run / f"exported-{form}"
-    if target.exists():
-        return target
+    shutil.rmtree(target, ignore_errors=True)
     try:
         export_adapter(open_adapter(case.run), target, format_named(form))
     except UserError as error:
@@ -99,13 +100,13 @@ def export(case: Any, form: str) -> Path | list[str]:
 
 
 def merged(case: Any) -> Path | list[str]:
+    """The same for the merged model."""
     from lorafit.errors import UserError
     from lorafit.export.merge import merge
     from lorafit.model.trained import open_adapter
 
     target: Path = case.run / "merged"
-    if target.exists():
-        return target
+    shutil.rmtree(target, ignore_errors=True)
     try:
         merge(open_adapter(case.run), target)
     except UserError as error:

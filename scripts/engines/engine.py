@@ -21,6 +21,7 @@ An adapter and a merged model of one name are two different things to ask; the s
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from environment import Environment
+from environment import BUILT, Environment
 
 DRIVERS = Path(__file__).parent / "drivers"
 
@@ -72,16 +73,18 @@ def ask(engine: Engine, work: Path, folder: Path, request: dict[str, Any],
         limit_s: float) -> dict[str, Any]:
     """Runs the engine's driver in its environment and returns what it wrote.
 
-    What was asked before is not asked again.
+    What was asked before, of the same files in the same environment, is not asked again.
     """
     assert engine.environment is not None
     folder.mkdir(parents=True, exist_ok=True)
     given, written, log = (folder / name for name in ("in.json", "out.json", "log.txt"))
-    if written.exists() and given.read_text() == json.dumps(request):
+    asked, digest = folder / "asked.sha256", _digest(engine, work, request)
+    if asked.exists() and asked.read_text() == digest:
         known: dict[str, Any] = json.loads(written.read_text())
         return known
     given.write_text(json.dumps(request))
-    written.unlink(missing_ok=True)
+    for path in (asked, written):
+        path.unlink(missing_ok=True)
     # A driver must not hide a package by its name; nothing reaches for a network or an accelerator.
     surroundings = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
@@ -106,7 +109,21 @@ def ask(engine: Engine, work: Path, folder: Path, request: dict[str, Any],
         why = "took too long" if code is None else _last_error(log) or f"ended with code {code}"
         raise EngineError(f"{why} ({log})")
     answers: dict[str, Any] = json.loads(written.read_text())
+    asked.write_text(digest)
     return answers
+
+
+def _digest(engine: Engine, work: Path, request: dict[str, Any]) -> str:
+    """Of the request, of every file that it names, of the driver and of the environment."""
+    assert engine.environment is not None
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode())
+    paths = [request["base"], *request["adapters"].values(), *request["merged"].values()]
+    for path in [DRIVERS / engine.driver, engine.environment.python(work).parents[1] / BUILT,
+                 *map(Path, paths)]:
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.is_file():
+                digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -11,7 +11,8 @@ _MEANING = (
     "the prompts a program continued exactly as lorafit's own model does, base and adapter as they "
     "were trained: token ids, the most likely one at every place, in float32. Refused: "
     "`lorafit export-adapter` does not write it for this program, and says why; merged it can be "
-    "served.")
+    "served. An empty cell was not asked: vLLM is given as merged models only what it cannot have "
+    "as adapters.")
 
 
 @dataclass(frozen=True)
