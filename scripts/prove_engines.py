@@ -19,6 +19,7 @@ import platform
 import shutil
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,32 +84,34 @@ def build_all(engines: list[Engine], work: Path) -> dict[str, str]:
     return failures
 
 
-def export(case: Any, form: str) -> Path | list[str]:
+@cache
+def export(run: Path, form: str) -> Path | list[str]:
     """Where the exported adapter is, made anew, or every reason against it."""
     from lorafit.errors import UserError
     from lorafit.export.adapter import export_adapter
     from lorafit.export.formats import format_named
     from lorafit.model.trained import open_adapter
 
-    target: Path = case.run / f"exported-{form}"
+    target = run / f"exported-{form}"
     shutil.rmtree(target, ignore_errors=True)
     try:
-        export_adapter(open_adapter(case.run), target, format_named(form))
+        export_adapter(open_adapter(run), target, format_named(form))
     except UserError as error:
         return [problem.what for problem in error.problems]
     return target
 
 
-def merged(case: Any) -> Path | list[str]:
+@cache
+def merged(run: Path) -> Path | list[str]:
     """The same for the merged model."""
     from lorafit.errors import UserError
     from lorafit.export.merge import merge
     from lorafit.model.trained import open_adapter
 
-    target: Path = case.run / "merged"
+    target = run / "merged"
     shutil.rmtree(target, ignore_errors=True)
     try:
-        merge(open_adapter(case.run), target)
+        merge(open_adapter(run), target)
     except UserError as error:
         return [problem.what for problem in error.problems]
     return target
@@ -124,10 +127,11 @@ def prove(engine: Engine, base: str, base_path: Path, cases: list[Any],
     given: dict[str, dict[str, str]] = {"adapters": {}, "merged": {}}
     asked = {}
     for case in cases:
-        exported = export(case, engine.format) if engine.format is not None else []
-        wants_merged = engine.merged == "all" or (engine.merged == "refused"
-                                                  and isinstance(exported, list))
-        for key, made in (("adapters", exported), ("merged", merged(case) if wants_merged else [])):
+        exported = export(case.run, engine.format) if engine.format is not None else []
+        is_refused = isinstance(exported, list)
+        both = {"adapters": exported, "merged": merged(case.run) if engine.merged == "all" or (
+            engine.merged == "refused" and is_refused) else []}
+        for key, made in both.items():
             if not made:
                 continue
             place = (base, case.kind, f"{engine.name}:{key}")
