@@ -153,7 +153,7 @@ def prove(engine: Engine, base: str, base_path: Path, cases: list[Any],
         return cells | {place: Cell(failed=str(error).partition(" (/")[0])
                         for place in asked}, {}
     for place, (case, name) in asked.items():
-        cells[place] = cell(found["answers"][name], case.answers, found["base"])
+        cells[place] = cell(found["answers"][name], case.answers, found.get("base"))
     return cells, found
 
 

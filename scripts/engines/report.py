@@ -20,13 +20,13 @@ class Cell:
     """What came of one adapter in one program.
 
     equal, of: prompts whose answers are lorafit's own, to the token. moved: prompts that the base
-    alone answers otherwise, so that an ignored adapter would show. refused: why lorafit does not
-    write it for the program. failed: why there are no answers. not_run: why nobody asked.
+    alone answers otherwise, so that an ignored adapter would show; None where it was not asked.
+    refused: why lorafit does not write it for the program. failed: why there are no answers. not_run: why nobody asked.
     """
 
     equal: int = 0
     of: int = 0
-    moved: int = 0
+    moved: int | None = None
     refused: tuple[str, ...] = ()
     failed: str = ""
     not_run: str = ""
@@ -43,9 +43,9 @@ class Cell:
 
 
 def cell(answers: Sequence[Sequence[int]], expected: Sequence[Sequence[int]],
-         base: Sequence[Sequence[int]]) -> Cell:
+         base: Sequence[Sequence[int]] | None) -> Cell:
     return Cell(sum(list(a) == list(b) for a, b in zip(answers, expected, strict=True)),
-                len(expected),
+                len(expected), None if base is None else
                 sum(list(a) != list(b) for a, b in zip(base, expected, strict=True)))
 
 
@@ -71,8 +71,8 @@ def page(columns: Mapping[str, str], bases: Mapping[str, str], kinds: Sequence[s
             row = [cells[base, kind, key].as_text(notes) if (base, kind, key) in cells else ""
                    for key in columns]
             out.append(f"| {kind} | {' | '.join(row)} |")
-        moved = [cells[base, kind, key].moved for kind in found for key in columns
-                 if (base, kind, key) in cells and cells[base, kind, key].of]
+        moved = [cell.moved for (of, _, _), cell in cells.items()
+                 if of == base and cell.moved is not None]
         if moved:
             out += ["", f"The base alone continues at least {min(moved)} of the prompts otherwise: "
                     "a program that ignored the adapter would show."]
