@@ -21,7 +21,8 @@ class Cell:
 
     equal, of: prompts whose answers are lorafit's own, to the token. moved: prompts that the base
     alone answers otherwise, so that an ignored adapter would show; None where it was not asked.
-    refused: why lorafit does not write it for the program. failed: why there are no answers. not_run: why nobody asked.
+    refused: why lorafit does not write it for the program. failed: why there are no answers.
+    not_run: why nobody asked.
     """
 
     equal: int = 0

@@ -44,9 +44,9 @@ from lorafit.run_dir import write_json
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
 
-# Architectures whose linear layers and embeddings have the same names and shapes in mlx-lm 0.32 as in
-# transformers 5.23: compared by building each in both. Of mixtures that is attention, which is all
-# that is written of them.
+# Architectures whose linear layers and embeddings have the same names and shapes in mlx-lm 0.32 as
+# in transformers 5.23: compared by building each in both. Of mixtures that is attention, which is
+# all that is written of them.
 SAME_NAMES = (
     "cohere", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "llama", "mistral", "mixtral",
     "olmo2", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
