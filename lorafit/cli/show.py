@@ -146,7 +146,22 @@ def exported(result: Any) -> None:
     console.print(f"checked   loaded by {result.loaded_by}: logits of "
                   f"{result.agreement.positions} positions {found}")
     if result.remark:
-        console.print(f"form      {result.remark}")
+        console.print(f"form      {result.remark}", markup=False)
+    if result.cut is not None:
+        _cut(result.cut)
+    if result.command:
+        next_commands([result.command])
+
+
+def _cut(cut: Any) -> None:
+    """What a limit of the rank cost."""
+    before = max(layer.rank_before for layer in cut.layers)
+    console.print(f"cut       from rank {before} to {max(layer.rank for layer in cut.layers)}: "
+                  f"{cut.energy_kept:.4%} of ‖ΔW‖² kept")
+    console.print(f"          loss {cut.loss_before:.4f} before, {cut.loss:.4f} after, nats per "
+                  f"token on {cut.rows}; KL {cut.agreement.mean_kl:.2e}")
+    for remark in cut.remarks:
+        console.print(f"          {remark}", markup=False)
 
 
 def cache(directory: str, entries: list[Any]) -> None:

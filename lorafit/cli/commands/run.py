@@ -6,6 +6,10 @@ from typing import Annotated
 import typer
 
 from lorafit.cli.app import Base, Json, Output, Trained, app
+from lorafit.export.formats import FORMATS
+
+_FORMATS = "For what: " + ", ".join(
+    name if name == who.lower() else f"{name} ({who})" for name, who in FORMATS.items()) + "."
 
 
 @app.command()
@@ -47,17 +51,22 @@ def merge(
 @app.command(name="export-adapter")
 def export_adapter(
     trained: Trained,
-    form: Annotated[str, typer.Option("--format", help="For what: peft.")] = "peft",
+    form: Annotated[str, typer.Option("--format", help=_FORMATS)] = "peft",
+    max_rank: Annotated[int | None, typer.Option(
+        min=1, show_default=False,
+        help="Cut larger ranks to this one, for a server's limit; what that costs is measured.",
+    )] = None,
     output: Output = None,
     base: Base = None,
 ) -> None:
     """Write the adapter for the program that will load it, and check what was written.
 
-    Tokenizer, chat template and generation settings go with it.
+    Tokenizer, chat template and generation settings go with it. What a format cannot express is
+    refused before anything is written, with every reason and the way out.
     """
     from lorafit.cli.verbs import run as verbs
 
-    verbs.export_adapter(trained, output, base, form)
+    verbs.export_adapter(trained, output, base, form, max_rank)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 from lorafit.cli import show
 from lorafit.cli.before import refuse_taken_json, settle_hub_for
 from lorafit.errors import UserError
+from lorafit.export.formats import check_format, format_named
 from lorafit.run_dir import refuse_existing
 
 
@@ -53,15 +54,17 @@ def merge(trained: Path, output: Path | None, base: str | None, dtype: str | Non
     show.merged(run_merge(open_adapter(trained, base), target, dtype, show.progress))
 
 
-def export_adapter(trained: Path, output: Path | None, base: str | None, form: str) -> None:
+def export_adapter(trained: Path, output: Path | None, base: str | None, form: str,
+                   max_rank: int | None) -> None:
+    check_format(form)
     target = output or trained / ("exported" if form == "peft" else f"exported-{form}")
     refuse_existing(target, "choose another directory with --output")
     settle_hub_for(trained, base)
     from lorafit.export.adapter import export_adapter as run_export
-    from lorafit.export.formats import format_named
     from lorafit.model.trained import open_adapter
 
-    show.exported(run_export(open_adapter(trained, base), target, format_named(form)))
+    show.exported(run_export(open_adapter(trained, base), target, format_named(form),
+                             max_rank=max_rank, say=show.progress))
 
 
 def inspect(trained: Path, base: str | None, *, every_layer: bool, share: float | None,

@@ -15,10 +15,12 @@ class Written:
 
     A converted adapter computes sums of the same numbers in another order; one that was not gives
     equal bits. remark: for whoever uses the artifact, empty where there is nothing to say.
+    command: how a program is started with it, `{folder}` standing for where it comes to lie.
     """
 
     converted: bool
     remark: str = ""
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Format:
     before anything is written. write: puts the adapter's files into an empty folder; tokenizer and
     generation settings are written beside them for every format. check: loads what is in a folder
     by the rules of those programs and compares its logits with the trained adapter's; the second
-    value names what it was loaded by.
+    value names what it was loaded by. largest_rank: that the programs take, None where there is no
+    limit.
     """
 
     name: str
@@ -38,3 +41,4 @@ class Format:
     refuse: Callable[[AdapterSource], list[Problem]]
     write: Callable[[AdapterSource, Path], Written]
     check: Callable[[AdapterSource, Path], tuple[Agreement, str]]
+    largest_rank: int | None = None
