@@ -22,7 +22,7 @@ def verification(found: Any) -> None:
     console.print()
     for remark in found.remarks:
         _line("note", remark)
-    _line("verdict", "agrees with what was trained" if found.passed else "DIFFERS")
+    _line("verdict", found.agrees if found.passed else "DIFFERS")
 
 
 def kept(artifact: Path) -> None:

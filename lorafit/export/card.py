@@ -4,6 +4,7 @@ Everything in it is taken from the run's files and the proof. Of the data it has
 never rows, and of local files not even the names.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import jinja2
 from lorafit import __version__
 from lorafit.data.reading import sources_of
 from lorafit.export.delta.base import open_base
-from lorafit.export.formats import FORMATS
+from lorafit.export.formats import format_named
 from lorafit.export.proof import CARD, MERGED
 from lorafit.model.adapters.files import method_of
 from lorafit.model.base import is_hub_id
@@ -42,17 +43,22 @@ class Trained:
     evaluation: dict[str, Any] | None
 
 
-def write_card(source: AdapterSource, artifact: Path, proof: dict[str, Any]) -> None:
-    """Write README.md into an artifact."""
-    write_text(artifact / CARD, card(source, artifact.name, proof))
+def write_card(source: AdapterSource, artifact: Path, proof: dict[str, Any],
+               command: str = "") -> None:
+    """Write README.md into an artifact. command: what starts a program with it."""
+    command = command.replace(shlex.quote(str(artifact)), "{folder}")
+    write_text(artifact / CARD, card(source, artifact.name, proof, command))
 
 
-def card(source: AdapterSource, name: str, proof: dict[str, Any]) -> str:
-    """The text of a model card. `name` is what the artifact is called where it is loaded."""
+def card(source: AdapterSource, name: str, proof: dict[str, Any], command: str = "") -> str:
+    """The text of a model card.
+
+    `name` is what the artifact is called where it is loaded; `{folder}` stands for it in `command`.
+    """
     merged = proof["form"] == MERGED
     base = base_name(source.model)
     licence = base_licence(source.model)
-    usage = "" if merged else FORMATS[proof["form"]].usage
+    form = None if merged else format_named(proof["form"])
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, keep_trailing_newline=True,
                                      autoescape=False)
@@ -63,10 +69,10 @@ def card(source: AdapterSource, name: str, proof: dict[str, Any]) -> str:
         base_on_hub=is_hub_id(source.model.base), licence=licence, proof=proof,
         method=method_of(source.config), recipe=source.recipe, data_sets=_data_sets(source.recipe),
         trained=_trained(source.run), version=__version__,
-        usage=usage.replace("{base}", base).replace("{name}", name).replace(
-            "{rank}", str(rank or 16)),
+        usage="" if form is None else form.usage.replace("{base}", base).replace("{name}", name),
+        command=command.replace("{folder}", name).replace(source.model.base, base),
         rank=rank if isinstance(rank, int) else None, form=proof["form"],
-        for_what="" if merged else FORMATS[proof["form"]].for_what,
+        for_what="" if form is None else form.for_what,
     )
 
 
@@ -77,13 +83,13 @@ def base_name(model: Model) -> str:
 
 def base_licence(model: Model) -> dict[str, str]:
     """What the base's own card says of its licence; empty where it is not known here."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import metadata_load
 
     weights = open_base(model)
     if weights is None or not (weights.folder / CARD).is_file():
         return {}
     try:
-        values = ModelCard.load(weights.folder / CARD).data.to_dict()
+        values = metadata_load(weights.folder / CARD) or {}
     except Exception:  # somebody else's card; whatever is wrong with it, it tells no licence
         return {}
     return {key: str(values[key]) for key in _LICENCE_KEYS if values.get(key)}

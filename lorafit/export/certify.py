@@ -21,15 +21,16 @@ def certify_merge(source: AdapterSource, result: MergeResult) -> None:
     _certify(source, result.directory, Origin("merge", MERGED), measured)
 
 
-def certify_export(source: AdapterSource, result: ExportResult, form: str) -> None:
-    """Write the papers of an exported adapter."""
+def certify_export(source: AdapterSource, result: ExportResult, form: str,
+                   command: str = "") -> None:
+    """Write the papers of an exported adapter. command: what starts a program with it."""
     _, stored = trained_model(source)
     base = BASE if stored is None else stored_base(stored)
     _certify(source, result.directory, Origin("export-adapter", form),
-             {with_adapter(base): result.agreement})
+             {with_adapter(base): result.agreement}, command)
 
 
 def _certify(source: AdapterSource, directory: Path, origin: Origin,
-             measured: dict[str, Agreement]) -> None:
+             measured: dict[str, Agreement], command: str = "") -> None:
     proof = write_proof(source, directory, origin, kept_rows(source), measured)
-    write_card(source, directory, proof)
+    write_card(source, directory, proof, command)

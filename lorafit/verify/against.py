@@ -173,6 +173,10 @@ def _proof_figures(artifact: Artifact, source: AdapterSource, rows: Rows,
     same = proof["trained_adapter"] == proofs.adapter_hashes(source)
     told.append(Figure("the run's adapter", "the one that the proof names" if same else
                        "another than the proof names", "the same", same))
+    difference = proofs.other_base(proof["base"], proofs.base_identity(source.model))
+    told.append(Figure("base", "not on this machine, not checked") if difference is None else
+                Figure("base", f"{proof['base']['name']}, {difference or 'the same'}", "the same",
+                       not difference))
     if proof["rows"]["sha256"] == proofs.rows_identity(rows)["sha256"]:
         for each in compared:
             stored = proof["measured"].get(each.against)

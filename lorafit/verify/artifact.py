@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from lorafit.errors import UserError
-from lorafit.export.formats import FORMATS
+from lorafit.export.formats import FORMATS, format_named
 from lorafit.export.formats.format import Format
 from lorafit.export.proof import MERGED, PROOF, read_proof
 from lorafit.model.adapters.files import CONFIG, WEIGHTS
@@ -65,9 +65,9 @@ def open_artifact(path: Path) -> Artifact:
                         "export it first: lorafit merge, or lorafit export-adapter")
     proof = read_proof(path)
     if proof is not None and proof["form"] in FORMATS:
-        return Artifact(path, FORMATS[proof["form"]], "", proof)
+        return Artifact(path, format_named(proof["form"]), "", proof)
     if not (proof is not None and proof["form"] == MERGED):
-        form = next((form for form in FORMATS.values() if form.owns(path)), None)
+        form = next((form for form in map(format_named, FORMATS) if form.owns(path)), None)
         if form is not None:
             return Artifact(path, form, "", proof)
     if (path / "config.json").is_file() and any(path.glob("*.safetensors")):

@@ -69,13 +69,17 @@ class Compared:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, on what rows, and how it came out. remedy: what to do where it failed."""
+    """What was compared, on what rows, and how it came out.
+
+    agrees: what it means that all is within its limits. remedy: what to do where it is not.
+    """
 
     subject: str
     rows: str
     compared: list[Compared]
     remarks: list[str] = field(default_factory=list)
     remedy: str = ""
+    agrees: str = "computes what was trained"
 
     @property
     def passed(self) -> bool:

@@ -27,7 +27,8 @@ def verify_unchanged(artifact: Artifact, base: str | None) -> Verification:
                         f"none; the proof's figures are of {rows['what']}",
                         [Compared(f"{proofs.PROOF} ({proof['made_by']}, {proof['date']})", told,
                                   {"measured": proof["measured"]})],
-                        remarks, "copy it again from where it was made, or export it again")
+                        remarks, "copy it again from where it was made, or export it again",
+                        f"is what it was when it was checked, on {proof['date'][:10]}")
 
 
 def _base(artifact: Artifact, base: str | None) -> Figure:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lorafit.errors import UserError
 from lorafit.export import formats
+from lorafit.export.formats.format import Format
 from lorafit.export.proof import read_proof
 from lorafit.model.base import TINY
 from lorafit.model.trained import open_adapter
@@ -127,12 +128,12 @@ def test_a_quantised_run_is_compared_with_both_bases(tmp_path):
 
 def test_a_format_that_offers_only_its_check_is_verified_by_it(run, exported, copy, monkeypatch):
     """As a new format is, from the moment that it is named among the formats."""
-    peft = formats.FORMATS["peft"]
-    new = formats.format.Format("new", "a new program", peft.refuse, peft.write, peft.check,
+    peft = formats.format_named("peft")
+    new = Format("new", "a new program", peft.refuse, peft.write, peft.check,
                                 lambda folder: (folder / "new.txt").exists())
-    monkeypatch.setitem(formats.FORMATS, "new", new)
-    monkeypatch.setattr(formats, "FORMATS", {"new": new, "peft": peft})
-    monkeypatch.setattr("lorafit.verify.artifact.FORMATS", formats.FORMATS)
+    known = {"new": new, "peft": peft}
+    monkeypatch.setattr("lorafit.verify.artifact.FORMATS", known)
+    monkeypatch.setattr("lorafit.verify.artifact.format_named", known.get)
     artifact = copy(exported)
     (artifact / "lorafit_proof.json").unlink()
     (artifact / "new.txt").write_text("")
@@ -176,7 +177,7 @@ def test_the_command_has_a_line_for_each_figure_and_exit_code_5(run, exported, c
     (spoilt / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 9}))
     done = subprocess.run(
         [sys.executable, "-m", "lorafit", "verify", str(spoilt), "--against", str(run),
-         "--tokens", "4", "--prompts", "2"], capture_output=True, text=True, check=False)
+         "--tokens", "4", "--prompts", "1", "--rows", "1"], capture_output=True, text=True, check=False)
     assert done.returncode == 5, done.stdout + done.stderr
     for name in ("relative difference", "largest difference", "KL", "top-1", "log-probabilities",
                  "held-out loss", "greedy answers", "adapter_config.json is changed"):

@@ -41,7 +41,7 @@ class Format:
     check, where lorafit_proof.json names it:
     owns: whether a folder looks like this format's. load: puts what is in a folder on a base in
     memory, by those programs' rules, and returns a model that transformers' generate works on.
-    usage: how to load it, for the card, with {base}, {name} and {rank} to be filled in.
+    usage: how to load it, for the card, with {base} and {name} to be filled in.
     """
 
     name: str

@@ -12,17 +12,7 @@ import pytest
 
 from lorafit.cli.verbs.artifact import push
 from lorafit.errors import MachineError, UserError, VerificationError
-from tests.publish.hub_server import TOKEN, FakeHub
-from tests.verify.conftest import trained
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from lorafit.cli.verbs.run import export_adapter
-
-    run = trained(tmp_path_factory.mktemp("push"), "run")
-    export_adapter(run, None, None, "peft")
-    return run / "exported"
+from tests.verify.hub_server import TOKEN, FakeHub
 
 
 @pytest.fixture
