@@ -13,6 +13,7 @@ from lorafit.errors import LorafitError
 import lorafit.cli.commands.recipe
 import lorafit.cli.commands.run
 import lorafit.cli.commands.evaluate
+import lorafit.cli.commands.artifact
 import lorafit.cli.commands.cache  # noqa: F401
 # isort: on
 

@@ -48,23 +48,30 @@ def merge(trained: Path, output: Path | None, base: str | None, dtype: str | Non
     target = output or trained / "merged"
     refuse_existing(target, "choose another directory with --output")
     settle_hub_for(trained, base)
+    from lorafit.export.certify import certify_merge
     from lorafit.export.merge import merge as run_merge
     from lorafit.model.trained import open_adapter
 
-    show.merged(run_merge(open_adapter(trained, base), target, dtype, show.progress))
+    source = open_adapter(trained, base)
+    result = run_merge(source, target, dtype, show.progress)
+    certify_merge(source, result)
+    show.merged(result)
 
 
 def export_adapter(trained: Path, output: Path | None, base: str | None, form: str,
-                   max_rank: int | None) -> None:
+                   max_rank: int | None = None) -> None:
     check_format(form)
     target = output or trained / ("exported" if form == "peft" else f"exported-{form}")
     refuse_existing(target, "choose another directory with --output")
     settle_hub_for(trained, base)
     from lorafit.export.adapter import export_adapter as run_export
+    from lorafit.export.certify import certify_export
     from lorafit.model.trained import open_adapter
 
-    show.exported(run_export(open_adapter(trained, base), target, format_named(form),
-                             max_rank=max_rank, say=show.progress))
+    source = open_adapter(trained, base)
+    result = run_export(source, target, format_named(form), max_rank=max_rank, say=show.progress)
+    certify_export(source, result, form, result.command)
+    show.exported(result)
 
 
 def inspect(trained: Path, base: str | None, *, every_layer: bool, share: float | None,

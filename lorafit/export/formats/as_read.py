@@ -1,9 +1,10 @@
 """The check of a format: what a program reads, computed by plain peft, beside what was trained."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,19 +29,24 @@ class AsRead:
     magnitude: Tensor | None = None
 
 
-def compare_as_read(source: AdapterSource, layers: Mapping[str, AsRead],
-                    alpha: float) -> Agreement:
-    """Logits of base + trained adapter against base + alpha/rank·B·A of these layers, by their
-    names in the base, in float32. All have one rank."""
+def put_on(model: Any, layers: Mapping[str, AsRead], alpha: float) -> Any:
+    """A base in memory + alpha/rank·B·A of layers, by their names in it. All have one rank."""
+    with tempfile.TemporaryDirectory(prefix="lorafit-") as name:
+        _write(Path(name), layers, alpha)
+        return load_adapter(model, Path(name))
+
+
+def compare_as_read(source: AdapterSource, load: Callable[[Any, Path], Any],
+                    folder: Path) -> Agreement:
+    """Logits of base + trained adapter against those of what a program reads in `folder` (`load`,
+    as in Format), in float32."""
     rows = source.rows()
 
     def base() -> object:
         return load_base(source.model, "float32", "eager", torch.device("cpu"))
 
-    with tempfile.TemporaryDirectory(prefix="lorafit-") as name:
-        _write(Path(name), layers, alpha)
-        return compare(using(lambda: load_adapter(base(), source.directory), rows),
-                       using(lambda: load_adapter(base(), Path(name)), rows))
+    return compare(using(lambda: load_adapter(base(), source.directory), rows),
+                   using(lambda: load(base(), folder), rows))
 
 
 def unreadable(folder: Path, what: str) -> VerificationError:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorafit.errors import Problem
 from lorafit.export.verify import Agreement
@@ -23,6 +24,10 @@ class Written:
     command: str = ""
 
 
+def _nobodys(folder: Path) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Format:
     """A form of adapter.
@@ -34,6 +39,12 @@ class Format:
     by the rules of those programs and compares its logits with the trained adapter's; the second
     value names what it was loaded by. largest_rank: that the programs take, None where there is no
     limit.
+
+    What `lorafit verify` and the model card need; a format without them is still verified, by its
+    check, where lorafit_proof.json names it:
+    owns: whether a folder looks like this format's. load: puts what is in a folder on a base in
+    memory, by those programs' rules, and returns a model that transformers' generate works on.
+    usage: how to load it, for the card, with {base} and {name} to be filled in.
     """
 
     name: str
@@ -42,3 +53,6 @@ class Format:
     write: Callable[[AdapterSource, Path], Written]
     check: Callable[[AdapterSource, Path], tuple[Agreement, str]]
     largest_rank: int | None = None
+    owns: Callable[[Path], bool] = _nobodys
+    load: Callable[[Any, Path], Any] | None = None
+    usage: str = ""

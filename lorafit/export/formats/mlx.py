@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from lorafit.errors import Problem
 from lorafit.export.delta.files import read_lora
-from lorafit.export.formats.as_read import AsRead, compare_as_read, unreadable
+from lorafit.export.formats.as_read import AsRead, compare_as_read, put_on, unreadable
 from lorafit.export.formats.format import Format, Written
 from lorafit.export.formats.lora_only import (
     Holds,
@@ -124,10 +124,18 @@ def _model(source: AdapterSource) -> Any:
 
 
 def _check(source: AdapterSource, folder: Path) -> tuple[Agreement, str]:
+    return compare_as_read(source, _load, folder), "mlx-lm's rules"
+
+
+def _owns(folder: Path) -> bool:
+    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+
+
+def _load(model: Any, folder: Path) -> Any:
     """Layers are made from the configuration alone, as mlx-lm makes them; then filled."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     parameters, tensors = config["lora_parameters"], load_file(folder / WEIGHTS)
-    modules = dict(_model(source).named_modules())
+    modules = dict(model.named_modules())
     made = _made(modules, config["num_layers"], parameters["keys"])
     is_dora = config["fine_tune_type"] == "dora"
     layers = {}
@@ -144,8 +152,7 @@ def _check(source: AdapterSource, folder: Path) -> tuple[Agreement, str]:
             raise unreadable(folder, f"mlx-lm does not load {name}")
         magnitude = tensors[f"{name}.m"] if is_dora else None
         layers[name] = AsRead(a.T, b.T, is_embedding, magnitude)
-    return (compare_as_read(source, layers, parameters["scale"] * parameters["rank"]),
-            "mlx-lm's rules")
+    return put_on(model, layers, parameters["scale"] * parameters["rank"])
 
 
 def _made(modules: Mapping[str, torch.nn.Module], num_layers: int, keys: list[str]) -> set[str]:
@@ -162,4 +169,4 @@ def _made(modules: Mapping[str, torch.nn.Module], num_layers: int, keys: list[st
                                    for number in chosen for key in keys)}
 
 
-MLX = Format("mlx", "mlx-lm", _refuse, _write, _check)
+MLX = Format("mlx", "mlx-lm", _refuse, _write, _check, owns=_owns, load=_load)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from lorafit.errors import Problem
 from lorafit.export.delta.files import read_lora
-from lorafit.export.formats.as_read import AsRead, compare_as_read, unreadable
+from lorafit.export.formats.as_read import AsRead, compare_as_read, put_on, unreadable
 from lorafit.export.formats.format import Format, Written
 from lorafit.export.formats.lora_only import Holds, called, mixture_or_turned, reasons_against
 from lorafit.export.formats.one_rank import OneRank, at_one_rank
@@ -91,6 +91,10 @@ def _with_companions(source: AdapterSource, adapter: OneRank) -> OneRank:
 
 
 def _check(source: AdapterSource, folder: Path) -> tuple[Agreement, str]:
+    return compare_as_read(source, _load, folder), "SGLang's rules"
+
+
+def _load(model: Any, folder: Path) -> Any:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     rank, alpha = config["r"], config["lora_alpha"]
     tensors = load_file(folder / "adapter_model.safetensors")
@@ -106,7 +110,6 @@ def _check(source: AdapterSource, folder: Path) -> tuple[Agreement, str]:
             layers[name] = AsRead(tensor, tensors[key.replace(".lora_A.", ".lora_B.")])
         elif not key.endswith(".lora_B.weight"):
             raise unreadable(folder, f"SGLang does not read the tensor {key}")
-    model = meta_model(load_config(source.model), trust_remote_code=source.model.trust_remote_code)
     there = {name for name, _ in model.named_modules()}
     for name, layer in layers.items():
         block, _, word = name.rpartition(".")
@@ -114,7 +117,7 @@ def _check(source: AdapterSource, folder: Path) -> tuple[Agreement, str]:
         if word not in words or len(layer.a) != rank or layer.b.shape[1] != rank or any(
                 f"{block}.{other}" in there - layers.keys() for other in group):
             raise unreadable(folder, f"SGLang does not compute {name} from these files")
-    return compare_as_read(source, layers, alpha), "SGLang's rules"
+    return put_on(model, layers, alpha)
 
 
-SGLANG = Format("sglang", "SGLang", _refuse, _write, _check)
+SGLANG = Format("sglang", "SGLang", _refuse, _write, _check, load=_load)

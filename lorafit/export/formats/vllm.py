@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 from lorafit.errors import Problem
 from lorafit.export.delta.files import read_lora
-from lorafit.export.formats.as_read import AsRead, compare_as_read, unreadable
+from lorafit.export.formats.as_read import AsRead, compare_as_read, put_on, unreadable
 from lorafit.export.formats.format import Format, Written
 from lorafit.export.formats.lora_only import (
     Holds,
@@ -82,9 +82,12 @@ def _write(source: AdapterSource, folder: Path) -> Written:
 
 
 def _check(source: AdapterSource, folder: Path) -> tuple[Agreement, str]:
+    return compare_as_read(source, _load, folder), "vLLM's rules"
+
+
+def _load(model: Any, folder: Path) -> Any:
     layers, scale = _read(folder)
-    rank = len(next(iter(layers.values())).a)
-    return compare_as_read(source, layers, scale * rank), "vLLM's rules"
+    return put_on(model, layers, scale * len(next(iter(layers.values())).a))
 
 
 def _read(folder: Path) -> tuple[dict[str, AsRead], float]:
@@ -110,4 +113,5 @@ def _read(folder: Path) -> tuple[dict[str, AsRead], float]:
     return layers, scale
 
 
-VLLM = Format("vllm", "vLLM", _refuse, _write, _check, largest_rank=MAX_LORA_RANKS[-1])
+VLLM = Format("vllm", "vLLM", _refuse, _write, _check, largest_rank=MAX_LORA_RANKS[-1],
+              load=_load)
