@@ -186,26 +186,26 @@ def _measures(found: dict[str, Any]) -> list[Measure]:
     """Every measure of every task, with the difference of each model from the first."""
     names = list(found)
     first = found[names[0]]
+    scores = {name: {**results["results"], **results.get("groups", {})}
+              for name, results in found.items()}
     measures = []
-    for task, results in sorted({**first["results"], **first.get("groups", {})}.items()):
-        for key in results:
+    for task in sorted(scores[names[0]]):
+        for key in scores[names[0]][task]:
             metric, comma, way = key.partition(",")
             if not comma or metric.endswith("_stderr"):
                 continue
             answers = {name: _answers(found[name], task, metric, way) for name in names}
             values: list[Value] = []
             for name in names:
-                scores = {**found[name]["results"], **found[name].get("groups", {})}[task]
-                value, stderr = scores[key], scores.get(f"{metric}_stderr,{way}")
-                plain = Value(name, float(value),
+                stderr = scores[name][task].get(f"{metric}_stderr,{way}")
+                plain = Value(name, float(scores[name][task][key]),
                               float(stderr) if isinstance(stderr, int | float) else None)
                 values.append(plain if name == names[0] else against(
                     plain, answers[name], values[0], answers[names[0]]))
             better = first.get("higher_is_better", {}).get(task, {}) or {}
             measures.append(Measure(
                 task, metric if way == "none" else f"{metric}, {way}",
-                len(answers[names[0]]), better.get(metric), _questions(first, task), values,
-                answers))
+                _rows(first, task), better.get(metric), _questions(first, task), values, answers))
     return measures
 
 
@@ -218,6 +218,13 @@ def _answers(results: Any, task: str, metric: str, way: str) -> list[float]:
     if not all(isinstance(value, int | float | np.number) for value in numbers):
         return []
     return [float(value) for value in numbers]
+
+
+def _rows(results: Any, task: str) -> int:
+    """Questions of a task, or of all in a group."""
+    if task in results["n-samples"]:
+        return int(results["n-samples"][task]["effective"])
+    return sum(_rows(results, each) for each in results["group_subtasks"].get(task, []))
 
 
 def _questions(results: Any, task: str) -> str:

@@ -125,6 +125,23 @@ def test_a_multiple_choice_task_and_a_limit(known, tasks, tmp_path):
     assert stored["versions"]["lm-eval"]
 
 
+def test_a_group_is_shown_with_its_tasks(known, tasks, tmp_path):
+    from lorafit.evaluate.harness import run_tasks
+
+    text = (tasks / "chosen.yaml").read_text()
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "b.yaml").write_text(text.replace("task: chosen", "task: chosen_too"))
+    (tmp_path / "group.yaml").write_text(
+        "group: pair\ntask: [chosen, chosen_too]\n"
+        "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n")
+    subject = open_subject(known, None, [], None, needs_rows=False)
+    result = run_tasks(subject, wanted(tasks=["pair"], include_path=tmp_path), Heard())
+    rows = {measure.task: measure.rows for measure in result.measures if measure.name == "acc"}
+    assert rows == {"chosen": 4, "chosen_too": 4, "pair": 8}
+    [pair] = [measure for measure in result.measures if measure.task == "pair"]
+    assert pair.values[1].difference is None
+
+
 def test_runs_are_compared_task_by_task(known, tasks, tmp_path):
     from lorafit.evaluate.harness import run_tasks
     from lorafit.evaluate.kept import evaluations
@@ -186,4 +203,13 @@ def test_a_task_whose_data_is_missing_is_refused(known, tmp_path):
     (tmp_path / "codes.yaml").write_text(GENERATE.format(rows=tmp_path / "gone.jsonl"))
     subject = open_subject(known, None, [], None, needs_rows=False)
     with pytest.raises(UserError, match="cannot be loaded"):
+        run_tasks(subject, wanted(include_path=tmp_path), Heard())
+
+
+def test_a_task_that_runs_what_the_model_writes_is_refused(known, tasks, tmp_path):
+    from lorafit.evaluate.harness import run_tasks
+
+    (tmp_path / "codes.yaml").write_text((tasks / "codes.yaml").read_text() + "unsafe_code: true\n")
+    subject = open_subject(known, None, [], None, needs_rows=False)
+    with pytest.raises(UserError, match="runs programs that the model writes"):
         run_tasks(subject, wanted(include_path=tmp_path), Heard())
