@@ -8,7 +8,8 @@ import pytest
 from lorafit.errors import UserError
 from lorafit.model.trained import open_adapter
 from lorafit.verify.endpoint import Endpoint
-from lorafit.verify.served import AskedOf, verify_served
+from lorafit.verify.hearing import AskedOf
+from lorafit.verify.served import verify_served
 
 
 def verified(server: str, way: str, run: Path, *, base_name=None, name="tuned", key=None):

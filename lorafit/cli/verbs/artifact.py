@@ -76,7 +76,8 @@ def verify_endpoint(artifact: Path | None, against: Path | None, base: str | Non
     settle_hub_for(against, base)
     from lorafit.model.trained import open_adapter
     from lorafit.verify.endpoint import Endpoint
-    from lorafit.verify.served import AskedOf, verify_served
+    from lorafit.verify.hearing import AskedOf
+    from lorafit.verify.served import verify_served
 
     endpoint = Endpoint(url, key, timeout_s)
     found = verify_served(endpoint, open_adapter(against, base),
