@@ -19,12 +19,13 @@ from lorafit.export.verify import logits_of
 from lorafit.model.generate import end_tokens
 from lorafit.model.trained import AdapterSource
 from lorafit.verify.endpoint import BuiltPrompt, Endpoint, Reply, Served
-from lorafit.verify.figures import ROUNDED, Compared, Figure, Verification
+from lorafit.verify.figures import NO_EFFECT, ROUNDED, Compared, Figure, Verification
 from lorafit.verify.hearing import AskedOf, Heard, hear
 from lorafit.verify.measure import Answer, Divergence, diverging, greedy
 from lorafit.verify.prompts import Prompt, prompts_of_rows, prompts_of_run
 from lorafit.verify.references import Reference, references_of
 
+_TEMPLATE = "prompt from the chat template"
 _SHOWN = 4  # tokens around a difference
 _LOGPROB_ROWS = 8
 
@@ -70,8 +71,19 @@ def verify_served(endpoint: Endpoint, source: AdapterSource, asked: AskedOf,
     return Verification(
         f"{asked.name} at {endpoint.url}",
         f"{len(prompts)} prompts of the run, answered with up to {asked.tokens} tokens",
-        compared, list(dict.fromkeys(remarks + missing)),
-        "do not rely on the server's answers")
+        compared, list(dict.fromkeys(remarks + missing)), _remedy(compared, remarks))
+
+
+def _remedy(compared: list[Compared], remarks: list[str]) -> str:
+    failed = {figure.name for each in compared for figure in each.figures
+              if figure.passed is False}
+    if any(remark.startswith(NO_EFFECT) for remark in remarks):
+        return ("start the server with adapters enabled, load this one, and ask by its name; then "
+                "look at its log for layers that it skipped")
+    if failed == {_TEMPLATE}:
+        return ("give the server the template of training, chat_template.jinja beside the exported "
+                "weights (vLLM: --chat-template)")
+    return "do not rely on the server's answers; verify the artifact's files first"
 
 
 def _names(endpoint: Endpoint, asked: AskedOf) -> tuple[str | None, list[str]]:
@@ -160,11 +172,10 @@ def _compared(source: AdapterSource, asked: AskedOf, prompts: list[Prompt], rows
 def _template(tokenizer: Any, prompts: list[Prompt], built: list[BuiltPrompt | None],
               remarks: list[str]) -> Figure:
     """Whether the server builds training's prompts, and where the first one differs."""
-    name = "prompt from the chat template"
     known = [(number, prompt, each) for number, (prompt, each)
              in enumerate(zip(prompts, built, strict=True)) if each is not None]
     if not known:
-        return Figure(name, "not known: the server tells neither its tokens nor their number")
+        return Figure(_TEMPLATE, "not known: the server tells neither its tokens nor their number")
     evidence = known[0][2].evidence
     wrong = [(number, prompt, each) for number, prompt, each in known
              if (each.ids != prompt.ids if each.ids is not None
@@ -173,7 +184,7 @@ def _template(tokenizer: Any, prompts: list[Prompt], built: list[BuiltPrompt | N
     value = f"{len(known) - len(wrong)} of {len(known)} as in training, {by} (by {evidence})"
     if wrong:
         remarks.append(_first_difference(tokenizer, *wrong[0]))
-    return Figure(name, value, "all", not wrong)
+    return Figure(_TEMPLATE, value, "all", not wrong)
 
 
 def _first_difference(tokenizer: Any, number: int, prompt: Prompt, built: BuiltPrompt) -> str:
@@ -266,9 +277,9 @@ def _effect(tokenizer: Any, heard: Heard, trained: _Trained, chats: list[int],
         whose = "of the trainer's base and the server's adapter"
     value = f"{len(there)} of {len(changed)} answers that training changed differ there too"
     if changed and not there:
-        remarks.insert(0, f"NO EFFECT: the answers {whose} are equal on all {len(changed)} prompts "
-                       "where training changed them: the server loaded the adapter, if at all, "
-                       "without applying it")
+        remarks.insert(0, f"{NO_EFFECT}: the answers {whose} are equal on all {len(changed)} "
+                       "prompts where training changed them: the server loaded the adapter, if at "
+                       "all, without applying it")
     return Figure(name, value, "at least one", bool(there) or not changed)
 
 
