@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorafit.errors import UserError
+from lorafit.errors import MachineError, UserError
 from lorafit.export import formats
 from lorafit.export.formats.format import Format
 from lorafit.export.proof import read_proof
@@ -200,3 +200,16 @@ def test_the_command_has_a_line_for_each_figure_and_exit_code_5(run, exported, c
         assert name in done.stdout
     assert "differs from what was trained" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_figures_are_shown_also_where_they_cannot_be_kept(run, exported, copy, capsys):
+    from lorafit.cli.verbs import artifact as verbs
+
+    spoilt, wanted = copy(exported), {
+        "rows": 1, "prompts": 1, "tokens": 2, "tolerance": None, "json_to": None,
+        "for_endpoint": []}
+    (spoilt / ".lorafit_proof.json.partial").mkdir()  # where it is written to before it is renamed
+    with pytest.raises(MachineError, match="cannot be written"):
+        verbs.verify(spoilt, run, None, keep=True, **wanted)
+    assert "computes what was trained" in capsys.readouterr().out
+    verbs.verify(spoilt, run, None, keep=False, **wanted)
