@@ -1,0 +1,58 @@
+"""vLLM: `vllm serve` with `--enable-lora`. Each adapter is a model of its own name.
+
+Arguments as vLLM documents them (docs.vllm.ai, "LoRA Adapters"; vllm/config/lora.py).
+"""
+
+from lorafit.errors import Problem
+from lorafit.serve.engines.engine import (
+    Engine,
+    Launch,
+    Plan,
+    dtype_arguments,
+    program,
+    python_module,
+    remark_on_quantised,
+)
+
+# What --max-lora-rank takes (vllm/config/lora.py: MaxLoRARanks).
+MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def _find() -> list[str] | None:
+    found = python_module("vllm", "vllm.entrypoints.openai.api_server")
+    if found is not None:
+        return [*found, "--model"]
+    found = program("vllm")
+    return None if found is None else [*found, "serve"]
+
+
+def _refuse(plan: Plan) -> list[Problem]:
+    return [Problem(f"has rank {adapter.rank}, and vLLM takes {MAX_RANKS[-1]} at most",
+                    adapter.name, "cut it: lorafit inspect RUN --rank 512 -o DIR")
+            for adapter in plan.adapters if adapter.rank > MAX_RANKS[-1]]
+
+
+def _launch(start: list[str], plan: Plan) -> Launch:
+    rank = max(adapter.rank for adapter in plan.adapters)
+    command = [*start, plan.base, "--served-model-name", plan.base_name,
+               "--host", plan.host, "--port", str(plan.port), *dtype_arguments(plan)]
+    if plan.revision:
+        command += ["--revision", plan.revision]
+    if plan.trust_remote_code:
+        command.append("--trust-remote-code")
+    command += ["--enable-lora",
+                "--max-lora-rank", str(next(each for each in MAX_RANKS if each >= rank)),
+                "--max-loras", str(len(plan.adapters))]
+    if plan.template is not None:
+        command += ["--chat-template", str(plan.template)]
+    command += ["--lora-modules",
+                *(f"{adapter.name}={adapter.directory}" for adapter in plan.adapters)]
+    return Launch([*command, *plan.extra],
+                  {"VLLM_API_KEY": plan.api_key} if plan.api_key else {},
+                  remark_on_quantised(plan))
+
+
+VLLM = Engine(
+    "vllm", ("vllm", "peft"),
+    "install vLLM into this environment, or put its `vllm` on PATH (https://docs.vllm.ai)",
+    _find, _refuse, _launch)
