@@ -31,7 +31,8 @@ def small(lineup: Any, server: Any | None) -> None:
         what = "the base" if source is None else source.directory
         console.print(f"model     {name}: {what}", markup=False)
     if not server.may_load:
-        console.print("note      whoever reaches this address can ask; --api-key-env asks for a key")
+        console.print(
+            "note      whoever reaches this address can ask: --api-key-env asks for a key")
     first = next(iter(lineup.adapters))
     console.print(f"serving   {server.url}/v1", markup=False)
     console.print("next      curl " + server.url + "/v1/chat/completions -H 'Content-Type: "

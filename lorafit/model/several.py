@@ -47,6 +47,15 @@ class SeveralAdapters:
         """Rows of one group may stand in one batch. None is the base."""
         return name if name in self._alone else TOGETHER
 
+    def rows_at_once(self, group: str) -> int | None:
+        """How many rows a batch of the group may have, None for any number.
+
+        peft gives rows behind virtual tokens no positions of their own, so that padding would
+        move them.
+        """
+        config = getattr(self._alone.get(group), "active_peft_config", None)
+        return 1 if config is not None and config.is_prompt_learning else None
+
     def load(self, name: str, directory: Path) -> None:
         """Add an adapter under a name that is free. UserError when it does not fit the base, and
         the others are as they were."""

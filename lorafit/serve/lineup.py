@@ -10,6 +10,7 @@ from lorafit.errors import Problem, UserError
 from lorafit.model.base import is_hub_id, resolve_base
 from lorafit.model.trained import AdapterSource, open_adapter
 from lorafit.recipe.schema import Model
+from lorafit.serve.names import split_name
 
 _SAME = ("base", "revision", "quantization", "dtype", "trust_remote_code")
 
@@ -56,21 +57,6 @@ def opened(path: Path, base: str | None, dtype: str | None) -> AdapterSource:
     from dataclasses import replace
 
     return replace(source, model=source.model.model_copy(update={"dtype": dtype}))
-
-
-def split_name(text: str) -> tuple[str, Path]:
-    """`NAME=RUN`, or a path whose own last part is the name."""
-    if "=" in text and not Path(text).exists():
-        name, _, path = text.partition("=")
-        if not name.strip() or not path.strip():
-            raise UserError("is no adapter", text, "write RUN, or NAME=RUN")
-        return name, Path(path)
-    path_ = Path(text)
-    absolute = Path(os.path.abspath(path_))
-    # A run's adapter/ and exported/ say nothing themselves.
-    generic = absolute.name in ("adapter", "exported") or absolute.name.startswith("step-")
-    parent = absolute.parent.parent if absolute.parent.name == "checkpoints" else absolute.parent
-    return (parent.name if generic and parent.name else absolute.name) or "adapter", path_
 
 
 def other_base(name: str, model: Model, first: Model, first_name: str) -> list[Problem]:

@@ -287,7 +287,7 @@ def chat(named: list[str], endpoint: str | None, model: str | None, which: str |
 
 def _local(named: list[str], base: str | None, dtype: str | None) -> tuple[Any, Any]:
     _settle(named, base)
-    from lorafit.serve.chat.speakers import Local
+    from lorafit.serve.chat.local import Local
     from lorafit.serve.lineup import gather
     from lorafit.serve.trial.models import Models
 
@@ -296,10 +296,11 @@ def _local(named: list[str], base: str | None, dtype: str | None) -> tuple[Any, 
 
 
 def _remote(url: str, key: str | None) -> tuple[Any, Any]:
-    from lorafit.serve.chat.speakers import Endpoint, Trouble
+    from lorafit.serve.chat.endpoint import Endpoint
+    from lorafit.serve.chat.speakers import Trouble
 
     try:
         return Endpoint(url, key), lambda: None
     except Trouble as trouble:
         raise UserError(str(trouble), "--endpoint",
-                        "check the address (it ends with /v1) and whether the server runs") from None
+                        "check the address (it ends with /v1), and whether it runs") from None

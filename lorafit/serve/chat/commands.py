@@ -28,7 +28,7 @@ def _help(session: Session, argument: str) -> str:
     lines.insert(-1, f"{RETRY:<22} answer the last message again")
     return "\n".join([
         *lines, f"{'/quit':<22} leave (Ctrl-D too); Ctrl-C stops an answer",
-        'A line that ends with \\ goes on in the next; """ begins and ends a text of several lines.',
+        'A line that ends with \\ goes on in the next; """ begins and ends a text of several.',
         f"Settings: {', '.join(SETTINGS)}"])
 
 
@@ -46,9 +46,10 @@ def _add(session: Session, argument: str) -> str:
 
 
 def _models(session: Session, argument: str) -> str:
+    base = session.speakers.base
     return "\n".join(
-        f"{'*' if name in session.who else ' '} {name}"
-        f"{' (base)' if name == session.speakers.base else ''}" for name in session.speakers.names())
+        f"{'*' if name in session.who else ' '} {name}{' (base)' if name == base else ''}"
+        for name in session.speakers.names())
 
 
 def _system(session: Session, argument: str) -> str:

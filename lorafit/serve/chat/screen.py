@@ -11,6 +11,7 @@ from rich.text import Text
 from lorafit.serve.chat.speakers import Ended, Event
 
 _ROOM = 4  # lines of a table that are not text
+_CUT = " […]"  # after an answer that reached its longest length
 
 
 class Screen:
@@ -51,36 +52,40 @@ class Screen:
 
     def _ended(self, event: Ended) -> None:
         if event.reason == "length":
-            print(" […]", end="", flush=True)
+            print(_CUT, end="", flush=True)
 
     def _beside(self, names: Sequence[str], events: Iterator[Event], answers: list[str]) -> None:
         """A column each. While they grow, the end of what does not fit is what is seen."""
         height = max(3, self._console.height - _ROOM)
+        cut = [""] * len(names)
         try:
             with Live(console=self._console, transient=True, auto_refresh=False) as live:
                 for index, event in events:
-                    answers[index] += " […]" if isinstance(event, Ended) \
-                        and event.reason == "length" else "" if isinstance(event, Ended) else event
-                    live.update(_table(names, answers, height), refresh=True)
+                    if not isinstance(event, Ended):
+                        answers[index] += event
+                    elif event.reason == "length":
+                        cut[index] = _CUT
+                    live.update(_table(names, answers, cut, height), refresh=True)
         finally:
-            self._console.print(_table(names, answers, None))
+            self._console.print(_table(names, answers, cut, None))
 
     def _after(self, names: Sequence[str], events: Iterator[Event], answers: list[str]) -> None:
-        cut = [False] * len(names)
+        cut = [""] * len(names)
         for index, event in events:
-            if isinstance(event, Ended):
-                cut[index] = event.reason == "length"
-            else:
+            if not isinstance(event, Ended):
                 answers[index] += event
-        for name, answer, is_cut in zip(names, answers, cut, strict=True):
-            print(f"{name}: {answer}{' […]' if is_cut else ''}", flush=True)
+            elif event.reason == "length":
+                cut[index] = _CUT
+        for name, answer, mark in zip(names, answers, cut, strict=True):
+            print(f"{name}: {answer}{mark}", flush=True)
 
 
-def _table(names: Sequence[str], answers: Sequence[str], height: int | None) -> Table:
+def _table(names: Sequence[str], answers: Sequence[str], marks: Sequence[str],
+           height: int | None) -> Table:
     table = Table(expand=True)
     for name in names:
         table.add_column(name, ratio=1, overflow="fold")
     texts = answers if height is None else [
         "\n".join(answer.splitlines()[-height:]) for answer in answers]
-    table.add_row(*(Text(text) for text in texts))
+    table.add_row(*(Text(text + mark) for text, mark in zip(texts, marks, strict=True)))
     return table

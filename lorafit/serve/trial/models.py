@@ -2,13 +2,14 @@
 
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorafit.errors import UserError
-from lorafit.model.base import load_for_inference
+from lorafit.model.base import load_for_inference, load_tokenizer
 from lorafit.model.generate import end_tokens
 from lorafit.model.several import SeveralAdapters
 from lorafit.model.trained import AdapterSource
@@ -38,11 +39,13 @@ class Models:
         self.base_name = lineup.base_name
         self._lineup = lineup
         self._lock = threading.Lock()  # of loading and unloading
+        # Advice to programmers that peft gives at every token.
+        warnings.filterwarnings("ignore", message="Position ids are not supported")
         say(f"loading {lineup.model.base}")
         base = load_for_inference(lineup.model)
         first = next(iter(lineup.adapters.values()))
         fallback = prompts_of(first).renderer.template
-        own = first.__class__(first.directory, first.config, lineup.model, None, None).tokenizer()
+        own = load_tokenizer(lineup.model)
         prompts = prompts_of_base(own, fallback)
         self._limit_tokens = context_of(base.config)
         self._vocabulary = int(base.get_input_embeddings().num_embeddings)

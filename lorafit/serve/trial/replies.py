@@ -53,7 +53,7 @@ class Reply:
 
     def whole(self) -> dict[str, Any]:
         """The body of a reply that is not streamed."""
-        reply = {**self._head, "choices": [self._whole_choice(i)
+        reply: dict[str, Any] = {**self._head, "choices": [self._whole_choice(i)
                                            for i in range(len(self._choices))],
                  "usage": self.usage()}
         if self._form.return_token_ids and self._is_chat:
@@ -92,10 +92,12 @@ class Reply:
     def _whole_choice(self, index: int) -> dict[str, Any]:
         choice = self._choices[index]
         finish = choice.finish or Finish("cancelled")
-        said = {"message": {"role": "assistant", "content": choice.text}} if self._is_chat \
-            else {"text": choice.text}
-        whole = {"index": index, **said, "logprobs": self._logprobs(index, choice.logprobs),
-                 "finish_reason": finish.reason, "stop_reason": finish.stop_reason}
+        said: dict[str, Any] = {"text": choice.text}
+        if self._is_chat:
+            said = {"message": {"role": "assistant", "content": choice.text}}
+        whole: dict[str, Any] = {
+            "index": index, **said, "logprobs": self._logprobs(index, choice.logprobs),
+            "finish_reason": finish.reason, "stop_reason": finish.stop_reason}
         if self._form.return_token_ids:
             whole["token_ids"] = choice.tokens
             if not self._is_chat:
@@ -111,7 +113,7 @@ class Reply:
         }
         if finish:
             choice["stop_reason"] = finish.stop_reason
-        chunk = {**self._head, "object": self._streamed, "choices": [choice]}
+        chunk: dict[str, Any] = {**self._head, "object": self._streamed, "choices": [choice]}
         if self._form.return_token_ids:
             if self._first[index]:
                 holder = chunk if self._is_chat else choice

@@ -57,8 +57,8 @@ class TrialServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        host, port = self.server_address[:2]
-        return f"http://{f'[{host!s}]' if ':' in str(host) else host}:{port}"
+        host, port = str(self.server_address[0]), self.server_address[1]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def run(self, models: Models, ready: Callable[[], None]) -> None:
         """Answer until the process is interrupted; `ready` is called when clients can connect."""
@@ -109,6 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _dispatch(self, routes: dict[str, Callable[[Any], None]]) -> None:
         path = urlsplit(self.path).path.rstrip("/") or "/"
         self._streaming = False
+        self._looked_s = time.monotonic()
         try:
             body = self._body() if self.command == "POST" else None
             self._check_key(path)
@@ -210,8 +211,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _next(self, replies: Replies) -> Any:
         """The next event; ConnectionError when nobody waits for it any more."""
         event = replies.next(_LOOK_S)
-        if event is None and self._has_gone():
-            raise ConnectionAbortedError
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= _LOOK_S:
+            self._looked_s = now_s
+            if self._has_gone():
+                raise ConnectionAbortedError
         return event
 
     def _has_gone(self) -> bool:

@@ -253,8 +253,9 @@ class Worker:
                 else:
                     ready.append(row)
             group = self._several.group(ready[0].wanted.adapter) if ready else ""
+            most = self._several.rows_at_once(group) or self._max_batch
             chosen = [row for row in ready
-                      if self._several.group(row.wanted.adapter) == group][: self._max_batch]
+                      if self._several.group(row.wanted.adapter) == group][:most]
             self._waiting = [row for row in ready if row not in chosen]
             return chosen
 
