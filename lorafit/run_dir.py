@@ -79,7 +79,13 @@ class RunDir:
 
     @property
     def evaluation(self) -> Path:
+        """The latest evaluation of the result on the run's held-out rows, in short."""
         return self.path / "evaluation.json"
+
+    @property
+    def evaluations(self) -> Path:
+        """Every evaluation in full, a file each."""
+        return self.path / "evaluations"
 
     def checkpoint(self, step: int) -> Path:
         """Directory of the checkpoint taken after optimizer step `step`."""
@@ -142,6 +148,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def append_jsonl(path: Path, value: Any) -> None:

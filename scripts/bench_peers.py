@@ -24,8 +24,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from environment import BuildError, Environment, build, versions
 from peers import axolotl, llamafactory, lorafit, plain, swift, torchtune, trl, unsloth
-from peers.environment import BuildError, Environment, build, versions
 from peers.peer import Peer, Work
 from peers.report import as_json, conclusions, rate, row, table
 from peers.run import Run, run

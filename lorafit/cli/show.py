@@ -125,26 +125,6 @@ def answers(answers: dict[str, str]) -> None:
     Console().print(table)
 
 
-def evaluation(result: Any, samples: int) -> None:
-    """Before and after, with sample answers."""
-    table = Table(title="held-out rows, base against adapter", title_justify="left")
-    for heading in ("", "exact match", "loss (nats per token)"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for name, score in (("base", result.base), ("adapter", result.adapter)):
-        table.add_row(name, f"{score.correct}/{score.rows} = {score.accuracy:.1%}",
-                      f"{score.loss:.4f}")
-    console.print(table)
-    if not samples:
-        return
-    table = Table(title="sample answers", title_justify="left", show_lines=True)
-    for heading in ("prompt", "wanted", "base", "adapter"):
-        table.add_column(heading, overflow="fold")
-    for row in result.answers[:samples]:
-        table.add_row(*(Text(_clip(text)) for text in (row.prompt, row.wanted, row.base,
-                                                       row.adapter)))
-    Console(width=max(console.width, 120)).print(table)
-
-
 def merged(result: Any) -> None:
     """What a merge did and how well it agrees."""
     how = (f"shard by shard; {result.updated} weights updated, {result.replaced} replaced"
@@ -166,7 +146,22 @@ def exported(result: Any) -> None:
     console.print(f"checked   loaded by {result.loaded_by}: logits of "
                   f"{result.agreement.positions} positions {found}")
     if result.remark:
-        console.print(f"form      {result.remark}")
+        console.print(f"form      {result.remark}", markup=False)
+    if result.cut is not None:
+        _cut(result.cut)
+    if result.command:
+        next_commands([result.command])
+
+
+def _cut(cut: Any) -> None:
+    """What a limit of the rank cost."""
+    before = max(layer.rank_before for layer in cut.layers)
+    console.print(f"cut       from rank {before} to {max(layer.rank for layer in cut.layers)}: "
+                  f"{cut.energy_kept:.4%} of ‖ΔW‖² kept")
+    console.print(f"          loss {cut.loss_before:.4f} before, {cut.loss:.4f} after, nats per "
+                  f"token on {cut.rows}; KL {cut.agreement.mean_kl:.2e}")
+    for remark in cut.remarks:
+        console.print(f"          {remark}", markup=False)
 
 
 def cache(directory: str, entries: list[Any]) -> None:
@@ -264,7 +259,3 @@ def _decisions(decisions: list[Any]) -> Table:
     for decision in decisions:
         table.add_row(decision.key, str(decision.value), decision.reason)
     return table
-
-
-def _clip(text: str, width: int = 300) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

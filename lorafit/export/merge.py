@@ -187,6 +187,7 @@ def make_plan(source: AdapterSource, folder: Path, shards: dict[str, Path]) -> M
             if "lora_embedding" in name:
                 parts[match[1]]["embedding"] = tensor
         else:
+            _refuse_homeless_bias(source, name, shards)
             plan.replacements[name.replace(".base_layer.", ".")] = tensor
     for module, part in parts.items():
         weight = f"{module}.weight"
@@ -209,6 +210,15 @@ def make_plan(source: AdapterSource, folder: Path, shards: dict[str, Path]) -> M
         plan.updates[weight] = update
     _plan_tied(plan, shards, tied)
     return plan
+
+
+def _refuse_homeless_bias(source: AdapterSource, name: str, shards: dict[str, Path]) -> None:
+    """UserError for a bias of B in a layer that has no bias to add it to."""
+    module = name.removesuffix(".lora_B.bias")
+    if module != name and f"{module}.bias" not in shards:
+        raise UserError(f"cannot be merged: B has a bias in {module}, and the layer has none",
+                        str(source.directory),
+                        "use base and adapter together: lorafit export-adapter")
 
 
 def _plan_own(source: AdapterSource, shards: dict[str, Path]) -> MergePlan:

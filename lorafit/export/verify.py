@@ -29,6 +29,36 @@ class Agreement:
         return asdict(self)
 
 
+class Tally:
+    """Adds up two models' differences row by row, so that nobody has to keep every logit."""
+
+    def __init__(self) -> None:
+        self._positions = self._same_top = 0
+        self._squares = self._norm = self._kl = self._largest = 0.0
+        self._bit_equal = True
+
+    def add(self, reference: torch.Tensor, other: torch.Tensor) -> None:
+        """The logits of one row by both models, each (length, vocabulary)."""
+        self._positions += len(reference)
+        self._squares += float((reference - other).double().square().sum())
+        self._norm += float(reference.double().square().sum())
+        self._kl += float(F.kl_div(F.log_softmax(other, -1), F.log_softmax(reference, -1),
+                                   log_target=True, reduction="sum"))
+        self._largest = max(self._largest, float((reference - other).abs().max()))
+        self._same_top += int((reference.argmax(-1) == other.argmax(-1)).sum())
+        self._bit_equal = self._bit_equal and torch.equal(reference, other)
+
+    def agreement(self) -> Agreement:
+        return Agreement(
+            max_difference=self._largest,
+            relative_rms=(self._squares / max(self._norm, 1e-30)) ** 0.5,
+            top1=self._same_top / self._positions,
+            mean_kl=max(0.0, self._kl / self._positions),
+            positions=self._positions,
+            bit_equal=self._bit_equal,
+        )
+
+
 @torch.inference_mode()
 def logits_of(model: Any, rows: Sequence[np.ndarray]) -> list[torch.Tensor]:
     """Logits of each row, float32 on the CPU, shape (length, vocabulary)."""
@@ -42,25 +72,10 @@ def logits_of(model: Any, rows: Sequence[np.ndarray]) -> list[torch.Tensor]:
 
 def compare(reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Agreement:
     """Agreement of two models' logits on the same rows."""
-    positions = sum(len(a) for a in reference)
-    squares = sum(float((a - b).double().square().sum())
-                  for a, b in zip(reference, other, strict=True))
-    norm = sum(float(a.double().square().sum()) for a in reference)
-    kl = sum(
-        float(F.kl_div(F.log_softmax(b, -1), F.log_softmax(a, -1), log_target=True,
-                       reduction="sum"))
-        for a, b in zip(reference, other, strict=True)
-    )
-    return Agreement(
-        max_difference=max(float((a - b).abs().max())
-                           for a, b in zip(reference, other, strict=True)),
-        relative_rms=(squares / max(norm, 1e-30)) ** 0.5,
-        top1=sum(int((a.argmax(-1) == b.argmax(-1)).sum())
-                 for a, b in zip(reference, other, strict=True)) / positions,
-        mean_kl=max(0.0, kl / positions),
-        positions=positions,
-        bit_equal=all(torch.equal(a, b) for a, b in zip(reference, other, strict=True)),
-    )
+    tally = Tally()
+    for a, b in zip(reference, other, strict=True):
+        tally.add(a, b)
+    return tally.agreement()
 
 
 def using(load: Callable[[], Any], rows: Sequence[np.ndarray]) -> list[torch.Tensor]:

@@ -25,7 +25,21 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Answered:
+    """An answer without special tokens. is_cut: it reached the most tokens before it ended."""
+
+    text: str
+    is_cut: bool
+
+
+def batches_of(prompts: Sequence[str], batch_size: int) -> list[list[int]]:
+    """Numbers of prompts that are answered together: of similar length, the longest first, so that
+    what does not fit into memory shows at once."""
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 def answer(model: Any, tokenizer: Any, prompts: Sequence[str], sampling: Sampling, *,
            is_chat: bool, batch_size: int = 32) -> list[str]:
     """The text that follows each prompt, without special tokens.
@@ -33,30 +47,51 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[str], sampling: Samplin
     `prompts` are rendered texts; `is_chat` says that the template wrote their special tokens.
     Prompts of similar length are answered together; the order of the answers is the prompts'.
     """
-    device = next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
+    for number, batch in enumerate(batches_of(prompts, batch_size)):
+        answered = answer_batch(model, tokenizer, [prompts[i] for i in batch], sampling,
+                                is_chat=is_chat, seed=sampling.seed + number * batch_size)
+        for i, each in zip(batch, answered, strict=True):
+            answers[i] = each.text
+    return answers
+
+
+@torch.inference_mode()
+def answer_batch(model: Any, tokenizer: Any, prompts: Sequence[str], sampling: Sampling, *,
+                 is_chat: bool, seed: int) -> list[Answered]:
+    """Answers to prompts that are computed together, or in halves where memory does not suffice."""
     options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None,
                                "top_k": None}
     if sampling.temperature > 0:
         options = {"do_sample": True, "temperature": sampling.temperature,
                    "top_p": sampling.top_p, "top_k": 0}
+    ends = end_tokens(model, tokenizer)
     with _ready(model, tokenizer):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            inputs = tokenizer(
-                [prompts[i] for i in chosen], add_special_tokens=not is_chat, padding=True,
-                return_tensors="pt", return_token_type_ids=False,
-            ).to(device)
-            torch.manual_seed(sampling.seed + start)
+        inputs = tokenizer(
+            list(prompts), add_special_tokens=not is_chat, padding=True, return_tensors="pt",
+            return_token_type_ids=False,
+        ).to(next(model.parameters()).device)
+        torch.manual_seed(seed)
+        try:
             output = model.generate(
                 **inputs, max_new_tokens=sampling.max_new_tokens,
-                pad_token_id=tokenizer.pad_token_id, eos_token_id=end_tokens(model, tokenizer),
-                **options,
+                pad_token_id=tokenizer.pad_token_id, eos_token_id=ends, **options,
             )
-            width = inputs["input_ids"].shape[1]
-            for i, ids in zip(chosen, output[:, width:], strict=True):
-                answers[i] = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        except torch.OutOfMemoryError:
+            if len(prompts) == 1:
+                raise
+            output = None
+    if output is None:
+        middle = len(prompts) // 2
+        return [each for part in (prompts[:middle], prompts[middle:])
+                for each in answer_batch(model, tokenizer, part, sampling, is_chat=is_chat,
+                                         seed=seed)]
+    answers = []
+    for ids in output[:, inputs["input_ids"].shape[1]:]:
+        has_ended = len(ids) < sampling.max_new_tokens or bool(
+            torch.isin(ids, torch.tensor(ends, device=ids.device)).any())
+        answers.append(Answered(tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                                not has_ended))
     return answers
 
 

@@ -35,15 +35,30 @@ def load_recipe(path: Path, overrides: typing.Sequence[str] = ()) -> Recipe:
             f"write sections such as {', '.join(Recipe.model_fields)}",
         )
     places = {key: f"{path}:{line}" for key, line in document.lines.items()}
-    for override in overrides:
-        _apply_override(document, places, override)
+    return _with_paths_beside(_overridden(document, places, path, overrides), path.parent)
+
+
+def override(recipe: Recipe, overrides: typing.Sequence[str], path: Path) -> Recipe:
+    """A copy of a recipe, read from `path`, with `--set` overrides. UserError as `load_recipe`."""
+    return _overridden(Document(recipe.model_dump()), {}, path, overrides)
+
+
+def place_of(path: Path, *keys: str) -> str:
+    """Where a key stands in a recipe: its file and line."""
+    line = read_yaml(_read_text(path), str(path)).line_of(keys)
+    return str(path) if line is None else f"{path}:{line}"
+
+
+def _overridden(document: Document, places: dict[KeyPath, str], path: Path,
+                overrides: typing.Sequence[str]) -> Recipe:
+    for each in overrides:
+        _apply_override(document, places, each)
     try:
-        recipe = Recipe.model_validate(document.values)
+        return Recipe.model_validate(document.values)
     except ValidationError as error:
         problems = [_problem(item, document, places, path)
                     for item in _of_the_member_meant(error.errors())]
         raise UserError(problems=_unique(problems)) from None
-    return _with_paths_beside(recipe, path.parent)
 
 
 def dump_recipe(recipe: Recipe) -> str:

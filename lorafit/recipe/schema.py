@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from lorafit.recipe.adapter import Adapter
+from lorafit.recipe.evaluation import Evaluation
 from lorafit.recipe.methods import METHODS, refusal_on
 from lorafit.recipe.section import Section
 
@@ -338,6 +339,7 @@ class Recipe(Section):
     adapter: Adapter = Adapter()
     data: Data
     training: Training = Training()
+    evaluation: Evaluation = Evaluation()
     output: Output
 
     @model_validator(mode="after")

@@ -61,6 +61,7 @@ def refuse_changes(recipe: Recipe, run: RunDir) -> None:
     now = _leaves(with_absolute_paths(recipe).model_dump())
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
                      and key not in MAY_CHANGE_ON_RESUME
+                     and not key.startswith("evaluation.")  # changes no weight
                      and not _relaxes_a_check(key, before.get(key)))
     if changed:
         shown = ", ".join(f"{key} (was {before.get(key)}, is {now.get(key)})" for key in changed)

@@ -12,7 +12,8 @@ import json
 from functools import partial
 from pathlib import Path
 
-from peers.environment import Environment
+from environment import Environment
+
 from peers.peer import Peer, Start, Work
 
 ENVIRONMENT = Environment("llamafactory", ("llamafactory==0.9.5",),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peers.environment import Environment
+from environment import Environment
 
 
 @dataclass(frozen=True)

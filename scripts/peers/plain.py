@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from peers.environment import Environment
+from environment import Environment
+
 from peers.peer import Peer, Start, Work
 
 # TRL adds nothing that a plain loop does not have, so both run in this environment.

@@ -11,7 +11,8 @@ padded, and nothing recomputed.
 from functools import partial
 from pathlib import Path
 
-from peers.environment import Environment
+from environment import Environment
+
 from peers.peer import Peer, Start, Work
 
 ENVIRONMENT = Environment("swift", ("ms-swift==4.6.0",),

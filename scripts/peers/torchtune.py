@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peers.environment import Environment
+from environment import Environment
+
 from peers.peer import Peer, Start, Work
 
 # torchtune does not say which torchao it wants; later ones have lost what it imports.

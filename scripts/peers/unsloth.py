@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peers.environment import Environment
+from environment import Environment
+
 from peers.peer import Peer, Start, Work
 from peers.trl import count_supervised, prompts_and_completions, settings, supervised
 

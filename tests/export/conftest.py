@@ -14,6 +14,8 @@ _ADAPTERS: dict[str, dict[str, Any]] = {
     "plain": {"rank": 4, "alpha": 8},
     "other": {"rank": 4, "alpha": 8},
     "rslora": {"rank": 8, "alpha": 8, "rslora": True},
+    "by_layer": {"rank": 4, "alpha": 8, "rank_pattern": {"q_proj": 2},
+                 "alpha_pattern": {"v_proj": 3}},
     "patterns": {"rank": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj", "embed_tokens"],
                  "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}},
     "dora": {"rank": 4, "alpha": 8, "dora": True},

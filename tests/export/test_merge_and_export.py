@@ -280,3 +280,19 @@ print(max(peaks) - before)
              @ tensors[f"base_model.model.{name}.lora_A.weight"])
     assert math.isclose(float((merged[f"{name}.weight"] - original[f"{name}.weight"]
                                - delta).abs().max()), 0, abs_tol=1e-5)
+
+
+def test_a_bias_of_b_is_merged_where_the_layer_has_one_and_refused_otherwise(
+        make_recipe, train, tmp_path, shrunken):
+    for base, fits in ((shrunken("qwen2"), True), (float32_tiny(tmp_path / "llama"), False)):
+        recipe = make_recipe(
+            f"run-{base.name}", model={"base": str(base)}, training=LARGE_RATE,
+            adapter={"target_modules": ["q_proj", "v_proj"], "options": {"lora_bias": True}})
+        train(recipe)
+        source = open_adapter(Path(recipe.output.dir))
+        if fits:
+            assert merge(source, tmp_path / "merged").agreement.relative_rms < 1e-4
+            continue
+        with pytest.raises(UserError, match="the layer has none"):
+            merge(source, tmp_path / "not")
+        assert not (tmp_path / "not").exists()

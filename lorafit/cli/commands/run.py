@@ -6,6 +6,10 @@ from typing import Annotated
 import typer
 
 from lorafit.cli.app import Base, Json, Output, Trained, app
+from lorafit.export.formats import FORMATS
+
+_FORMATS = "For what: " + ", ".join(
+    name if name == who.lower() else f"{name} ({who})" for name, who in FORMATS.items()) + "."
 
 
 @app.command()
@@ -29,20 +33,6 @@ def generate(
     verbs.generate(trained, prompt, which, base, max_new_tokens, temperature, top_p, seed)
 
 
-@app.command(name="eval")
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="A finished run.", show_default=False)],
-    rows: Annotated[int | None, typer.Option(
-        min=1, help="Use only the first held-out rows.", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
-    samples: Annotated[int, typer.Option(min=0, help="Sample answers to print.")] = 4,
-) -> None:
-    """Answer a run's held-out prompts with base and adapter; count exact matches."""
-    from lorafit.cli.verbs import run as verbs
-
-    verbs.evaluate(run, rows, max_new_tokens, samples)
-
-
 @app.command()
 def merge(
     trained: Trained,
@@ -61,17 +51,22 @@ def merge(
 @app.command(name="export-adapter")
 def export_adapter(
     trained: Trained,
-    form: Annotated[str, typer.Option("--format", help="For what: peft.")] = "peft",
+    form: Annotated[str, typer.Option("--format", help=_FORMATS)] = "peft",
+    max_rank: Annotated[int | None, typer.Option(
+        min=1, show_default=False,
+        help="Cut larger ranks to this one, for a server's limit; what that costs is measured.",
+    )] = None,
     output: Output = None,
     base: Base = None,
 ) -> None:
     """Write the adapter for the program that will load it, and check what was written.
 
-    Tokenizer, chat template and generation settings go with it.
+    Tokenizer, chat template and generation settings go with it. What a format cannot express is
+    refused before anything is written, with every reason and the way out.
     """
     from lorafit.cli.verbs import run as verbs
 
-    verbs.export_adapter(trained, output, base, form)
+    verbs.export_adapter(trained, output, base, form, max_rank)
 
 
 @app.command()

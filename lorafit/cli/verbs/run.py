@@ -7,6 +7,7 @@ from pathlib import Path
 from lorafit.cli import show
 from lorafit.cli.before import refuse_taken_json, settle_hub_for
 from lorafit.errors import UserError
+from lorafit.export.formats import check_format, format_named
 from lorafit.run_dir import refuse_existing
 
 
@@ -41,36 +42,36 @@ def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_t
     show.answers(answers)
 
 
-def evaluate(run: Path, rows: int | None, max_new_tokens: int, samples: int) -> None:
-    settle_hub_for(run, None)
-    from lorafit.evaluate.exact_match import evaluate as measure
-    from lorafit.model.trained import open_adapter
-
-    result = measure(open_adapter(run), rows, max_new_tokens, show.progress)
-    show.evaluation(result, samples)
-
-
 def merge(trained: Path, output: Path | None, base: str | None, dtype: str | None) -> None:
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"unknown dtype {dtype!r}", "--dtype", "use float32, bfloat16 or float16")
     target = output or trained / "merged"
     refuse_existing(target, "choose another directory with --output")
     settle_hub_for(trained, base)
+    from lorafit.export.certify import certify_merge
     from lorafit.export.merge import merge as run_merge
     from lorafit.model.trained import open_adapter
 
-    show.merged(run_merge(open_adapter(trained, base), target, dtype, show.progress))
+    source = open_adapter(trained, base)
+    result = run_merge(source, target, dtype, show.progress)
+    certify_merge(source, result)
+    show.merged(result)
 
 
-def export_adapter(trained: Path, output: Path | None, base: str | None, form: str) -> None:
+def export_adapter(trained: Path, output: Path | None, base: str | None, form: str,
+                   max_rank: int | None = None) -> None:
+    check_format(form)
     target = output or trained / ("exported" if form == "peft" else f"exported-{form}")
     refuse_existing(target, "choose another directory with --output")
     settle_hub_for(trained, base)
     from lorafit.export.adapter import export_adapter as run_export
-    from lorafit.export.formats import format_named
+    from lorafit.export.certify import certify_export
     from lorafit.model.trained import open_adapter
 
-    show.exported(run_export(open_adapter(trained, base), target, format_named(form)))
+    source = open_adapter(trained, base)
+    result = run_export(source, target, format_named(form), max_rank=max_rank, say=show.progress)
+    certify_export(source, result, form, result.command)
+    show.exported(result)
 
 
 def inspect(trained: Path, base: str | None, *, every_layer: bool, share: float | None,

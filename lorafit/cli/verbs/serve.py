@@ -87,15 +87,15 @@ def _plan(request: Request, lineup: Any, engine: Any, work: Path, key: str | Non
     """What the engine is to serve: everything refused that cannot be, adapters and template
     written unless this is a dry run."""
     from lorafit.export.adapter import export_adapter
-    from lorafit.export.formats import FORMATS
+    from lorafit.export.formats import FORMATS, format_named
     from lorafit.model.base import resolve_base
     from lorafit.serve.engines.engine import Placed, Plan
     from lorafit.serve.template import template_for_all, without_marks
 
-    form = next((FORMATS[name] for name in engine.formats if name in FORMATS), None)
-    if form is None:
+    if engine.form not in FORMATS:
         raise UserError(f"this lorafit exports nothing that {engine.name} loads", "--engine",
                         "use another engine, or --engine transformers")
+    form = format_named(engine.form)
     problems = [Problem(problem.what, f"{name} ({problem.where})" if problem.where else name,
                         problem.remedy)
                 for name, source in lineup.adapters.items() for problem in form.refuse(source)]

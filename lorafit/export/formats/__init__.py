@@ -1,14 +1,36 @@
-"""Forms in which an adapter leaves: one module each, named here."""
+"""Forms in which an adapter leaves: one module each, named here with the programs that load it.
+
+A format `x` is the module x.py of this package, which holds it as X. Nothing heavy is imported
+here, so that a wrong name is refused and `--help` is written at once.
+"""
+
+import difflib
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from lorafit.errors import UserError
-from lorafit.export.formats.format import Format
-from lorafit.export.formats.peft import PEFT
 
-FORMATS: dict[str, Format] = {form.name: form for form in (PEFT,)}
+if TYPE_CHECKING:
+    from lorafit.export.formats.format import Format
+
+FORMATS: dict[str, str] = {
+    "peft": "peft and transformers",
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "mlx": "mlx-lm",
+}
 
 
-def format_named(name: str) -> Format:
+def check_format(name: str) -> None:
     """UserError for a name that no format has."""
     if name not in FORMATS:
-        raise UserError(f"unknown format {name!r}", "--format", f"use {', '.join(FORMATS)}")
-    return FORMATS[name]
+        close = difflib.get_close_matches(name, FORMATS, 1, 0.5)
+        raise UserError(f"no format is called {name!r}", "--format",
+                        f"did you mean {close[0]}?" if close else f"use {', '.join(FORMATS)}")
+
+
+def format_named(name: str) -> "Format":
+    """UserError for a name that no format has."""
+    check_format(name)
+    form: Format = getattr(import_module(f"{__name__}.{name}"), name.upper())
+    return form

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorafit.errors import Problem
 from lorafit.export.verify import Agreement
@@ -15,10 +16,16 @@ class Written:
 
     A converted adapter computes sums of the same numbers in another order; one that was not gives
     equal bits. remark: for whoever uses the artifact, empty where there is nothing to say.
+    command: how a program is started with it, `{folder}` standing for where it comes to lie.
     """
 
     converted: bool
     remark: str = ""
+    command: str = ""
+
+
+def _nobodys(folder: Path) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,14 @@ class Format:
     before anything is written. write: puts the adapter's files into an empty folder; tokenizer and
     generation settings are written beside them for every format. check: loads what is in a folder
     by the rules of those programs and compares its logits with the trained adapter's; the second
-    value names what it was loaded by.
+    value names what it was loaded by. largest_rank: that the programs take, None where there is no
+    limit.
+
+    What `lorafit verify` and the model card need; a format without them is still verified, by its
+    check, where lorafit_proof.json names it:
+    owns: whether a folder looks like this format's. load: puts what is in a folder on a base in
+    memory, by those programs' rules, and returns a model that transformers' generate works on.
+    usage: how to load it, for the card, with {base} and {name} to be filled in.
     """
 
     name: str
@@ -38,3 +52,7 @@ class Format:
     refuse: Callable[[AdapterSource], list[Problem]]
     write: Callable[[AdapterSource, Path], Written]
     check: Callable[[AdapterSource, Path], tuple[Agreement, str]]
+    largest_rank: int | None = None
+    owns: Callable[[Path], bool] = _nobodys
+    load: Callable[[Any, Path], Any] | None = None
+    usage: str = ""

@@ -2,10 +2,11 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from lorafit.errors import Problem
+from lorafit.errors import Problem, UserError
 from lorafit.export.formats.format import Format, Written
 from lorafit.export.full_base import FOR_FULL_BASE, remark, write_converted
 from lorafit.export.own import write_as_lora
@@ -19,6 +20,7 @@ from lorafit.model.adapters.files import (
     only_on,
 )
 from lorafit.model.adapters.own import METHOD_KEY
+from lorafit.model.adapters.quiet import no_advice
 from lorafit.model.base import load_base
 from lorafit.model.trained import AdapterSource
 from lorafit.run_dir import write_text
@@ -57,8 +59,6 @@ def _check(source: AdapterSource, folder: Path) -> tuple[Agreement, str]:
 
     A converted one in float32, so that what is left is the order of sums.
     """
-    from peft import PeftModel
-
     rows = source.rows()
     is_own, was_own = (METHOD_KEY in config
                        for config in (check_adapter_files(folder), source.config))
@@ -69,14 +69,40 @@ def _check(source: AdapterSource, folder: Path) -> tuple[Agreement, str]:
     def base() -> object:
         return load_base(source.model, dtype, "eager", torch.device("cpu"))
 
-    def load() -> object:
-        if is_own:
-            return load_adapter(base(), folder)
-        return PeftModel.from_pretrained(base(), str(folder)).eval()
-
     agreement = compare(using(lambda: load_adapter(base(), source.directory), rows),
-                        using(load, rows))
+                        using(lambda: _load(base(), folder), rows))
     return agreement, "lorafit" if is_own else "plain peft"
 
 
-PEFT = Format("peft", "peft and transformers", _refuse, _write, _check)
+def _owns(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def _load(base: Any, folder: Path) -> Any:
+    """With plain peft; with lorafit what only lorafit loads. UserError when it does not fit."""
+    if METHOD_KEY in check_adapter_files(folder):
+        return load_adapter(base, folder)
+    from peft import PeftModel
+
+    try:
+        with no_advice():
+            return PeftModel.from_pretrained(base, str(folder)).eval()
+    except Exception as error:
+        message = (str(error).strip() or type(error).__name__).splitlines()
+        raise UserError(f"plain peft does not load it: {message[min(1, len(message) - 1)]}",
+                        str(folder), "use the base that it was trained on") from None
+
+
+_USAGE = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto", device_map="auto")
+model = PeftModel.from_pretrained(model, "{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+"""
+
+PEFT = Format("peft", "peft and transformers", _refuse, _write, _check,
+              owns=_owns, load=_load, usage=_USAGE)

@@ -12,6 +12,8 @@ def no_advice() -> Iterator[None]:
         for category in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", category)
         warnings.filterwarnings("ignore", message=".*ensure_weight_tying.*")
+        # --base names another copy of the base that the adapter names.
+        warnings.filterwarnings("ignore", message=".*base_model_name_or_path.* was renamed.*")
         # Checked by targets.resolve_targets, which also knows the names of fused experts.
         warnings.filterwarnings("ignore", message=".*_pattern keys did not match.*")
         # Two-dimensional weights that are stored the other way round are recognised by peft.

@@ -57,13 +57,12 @@ class Launch:
 class Engine:
     """Somebody else's server.
 
-    name: what `--engine` takes. formats: names of the export formats whose adapters it loads, the
-    best first. how_to_get: said where it is not here. find: how its server is started here, None
+    name: what `--engine` takes. form: name of the export format that it loads. how_to_get: said where it is not here. find: how its server is started here, None
     where it is not. refuse: every reason why it cannot serve a plan. launch: the whole command.
     """
 
     name: str
-    formats: tuple[str, ...]
+    form: str
     how_to_get: str
     find: Callable[[], list[str] | None]
     refuse: Callable[[Plan], list[Problem]]

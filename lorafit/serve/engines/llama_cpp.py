@@ -48,6 +48,6 @@ def _file(adapter: Placed) -> Path:
 
 
 LLAMA_CPP = Engine(
-    "llama.cpp", ("gguf",),
+    "llama.cpp", "gguf",
     "install llama.cpp, so that llama-server is on PATH (https://github.com/ggml-org/llama.cpp)",
     _find, _refuse, _launch)

@@ -51,5 +51,5 @@ def _launch(start: list[str], plan: Plan) -> Launch:
 
 
 SGLANG = Engine(
-    "sglang", ("sglang", "vllm", "peft"),
+    "sglang", "sglang",
     "install SGLang into this environment (https://docs.sglang.io)", _find, _refuse, _launch)

@@ -14,8 +14,8 @@ from lorafit.serve.engines.engine import (
     remark_on_quantised,
 )
 
-# What --max-lora-rank takes (vllm/config/lora.py: MaxLoRARanks).
-MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# What --max-lora-rank takes (vllm/config/lora.py: MaxLoRARanks); newer versions take 1 too.
+MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def _find() -> list[str] | None:
@@ -53,6 +53,6 @@ def _launch(start: list[str], plan: Plan) -> Launch:
 
 
 VLLM = Engine(
-    "vllm", ("vllm", "peft"),
+    "vllm", "vllm",
     "install vLLM into this environment, or put its `vllm` on PATH (https://docs.vllm.ai)",
     _find, _refuse, _launch)

@@ -1,4 +1,4 @@
-"""A virtual environment for a tool, built from the package index and kept for the next run."""
+"""A virtual environment for another program, built from the package index and kept for later."""
 
 import hashlib
 import json
@@ -29,9 +29,9 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """What is installed for a tool, after torch.
+    """What is installed for a program, after torch.
 
-    packages: pinned, the tool first. without: needs of these packages that are left out, because
+    packages: pinned, the program first. without: needs of these packages that are left out, because
     they do not run or are not wanted beside this torch. first: what must be there before, such as
     what a package imports while it is being built. also: what a package uses without naming it.
     """
@@ -46,11 +46,11 @@ class Environment:
         return work / "envs" / self.name / "bin" / "python"
 
 
-def build(environment: Environment, torch: str, work: Path) -> None:
+def build(environment: Environment, torch: str | None, work: Path) -> None:
     """Builds `environment` under `work`, unless one built from the same list is there.
 
     The needs of the packages are installed as the packages state them, save `without`; torch stays
-    at the given version throughout.
+    at the given version throughout. None: the program is not built on torch.
     """
     folder = work / "envs" / environment.name
     wanted = {**asdict(environment), "torch": torch}
@@ -65,20 +65,22 @@ def build(environment: Environment, torch: str, work: Path) -> None:
     if not environment.python(work).is_file():
         venv.create(folder, with_pip=True, symlinks=True)
     constraints = folder / "constraints.txt"
-    constraints.write_text(f"torch=={torch}\n")
+    pinned = () if torch is None else (f"torch=={torch}",)
+    constraints.write_text("\n".join(pinned) + "\n")
 
     def pip(*arguments: str) -> None:
         run([str(environment.python(work)), "-m", "pip", "install", *arguments], log)
 
     # torch goes first and alone: the constraint then keeps every later install from another build.
-    pip(f"torch=={torch}", "packaging", "wheel", "setuptools<81")
+    pip(*pinned, "packaging", "wheel", "setuptools<81")
     for group in (environment.first, environment.also):
         if group:
             pip("-c", str(constraints), *group)
     pip("-c", str(constraints), "--no-deps", *environment.packages)
     needs = [need for package in environment.packages
              for need in needs_of(environment.python(work), distribution(package))
-             if distribution(need) not in {*map(normal, environment.without), "torch"}]
+             if distribution(need) not in {*map(normal, environment.without),
+                                          *map(distribution, pinned)}]
     own = {distribution(package) for package in environment.packages}
     needs = [need for need in needs if distribution(need) not in own]
     pip("-c", str(constraints), *needs)
@@ -131,4 +133,4 @@ def normal(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit("This is a part of scripts/bench_peers.py.")
+    sys.exit("This is a part of scripts/bench_peers.py and scripts/prove_engines.py.")

@@ -1,0 +1,36 @@
+"""The papers of an artifact: its proof, and a model card that repeats what the proof says."""
+
+from pathlib import Path
+
+from lorafit.export.adapter import ExportResult
+from lorafit.export.bases import BASE, FULL, stored_base, trained_model, with_adapter
+from lorafit.export.card import write_card
+from lorafit.export.delta.held_out import kept_rows
+from lorafit.export.merge import MergeResult
+from lorafit.export.proof import MERGED, Origin, write_proof
+from lorafit.export.verify import Agreement
+from lorafit.model.trained import AdapterSource
+
+
+def certify_merge(source: AdapterSource, result: MergeResult) -> None:
+    """Write the papers of a merged model."""
+    _, stored = trained_model(source)
+    measured = {with_adapter(BASE if stored is None else FULL): result.agreement}
+    if stored is not None and result.against_quantised is not None:
+        measured[with_adapter(stored_base(stored))] = result.against_quantised
+    _certify(source, result.directory, Origin("merge", MERGED), measured)
+
+
+def certify_export(source: AdapterSource, result: ExportResult, form: str,
+                   command: str = "") -> None:
+    """Write the papers of an exported adapter. command: what starts a program with it."""
+    _, stored = trained_model(source)
+    base = BASE if stored is None else stored_base(stored)
+    _certify(source, result.directory, Origin("export-adapter", form),
+             {with_adapter(base): result.agreement}, command)
+
+
+def _certify(source: AdapterSource, directory: Path, origin: Origin,
+             measured: dict[str, Agreement], command: str = "") -> None:
+    proof = write_proof(source, directory, origin, kept_rows(source), measured)
+    write_card(source, directory, proof, command)
