@@ -164,7 +164,7 @@ def test_command_lines_of_engines(run_of: Any, tmp_path: Path) -> None:
         return Plan(**values | changes)
 
     vllm = ENGINES["vllm"]
-    for ranks, allowed in (((1,), "1"), ((4, 8), "8"), ((8, 17), "32"), ((300,), "320")):
+    for ranks, allowed in (((1,), "8"), ((4, 8), "8"), ((8, 17), "32"), ((300,), "320")):
         launch = vllm.launch(["vllm", "serve"], plan(*ranks))
         command = launch.command
         assert command[command.index("--max-lora-rank") + 1] == allowed

@@ -57,8 +57,9 @@ class Launch:
 class Engine:
     """Somebody else's server.
 
-    name: what `--engine` takes. form: name of the export format that it loads. how_to_get: said where it is not here. find: how its server is started here, None
-    where it is not. refuse: every reason why it cannot serve a plan. launch: the whole command.
+    name: what `--engine` takes. form: name of the export format that it loads. how_to_get: said
+    where it is not here. find: how its server is started here, None where it is not. refuse: every
+    reason why it cannot serve a plan. launch: the whole command.
     """
 
     name: str

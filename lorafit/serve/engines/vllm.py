@@ -3,6 +3,9 @@
 Arguments as vLLM documents them (docs.vllm.ai, "LoRA Adapters"; vllm/config/lora.py).
 """
 
+import subprocess
+from pathlib import Path
+
 from lorafit.errors import Problem
 from lorafit.serve.engines.engine import (
     Engine,
@@ -16,14 +19,26 @@ from lorafit.serve.engines.engine import (
 
 # What --max-lora-rank takes (vllm/config/lora.py: MaxLoRARanks); newer versions take 1 too.
 MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_MODULE = "vllm.entrypoints.openai.api_server"
 
 
 def _find() -> list[str] | None:
-    found = python_module("vllm", "vllm.entrypoints.openai.api_server")
+    found = python_module("vllm", _MODULE)
     if found is not None:
         return [*found, "--model"]
     found = program("vllm")
-    return None if found is None else [*found, "serve"]
+    if found is None:
+        return None
+    # The program asks for a distribution called vllm, which builds for CPUs are not.
+    beside = Path(found[0]).resolve().with_name("python")
+    if beside.exists() and _has_vllm(beside):
+        return [str(beside), "-m", _MODULE, "--model"]
+    return [*found, "serve"]
+
+
+def _has_vllm(python: Path) -> bool:
+    asked = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    return subprocess.run([str(python), "-c", asked], check=False).returncode == 0
 
 
 def _refuse(plan: Plan) -> list[Problem]:
