@@ -14,6 +14,7 @@ import lorafit.cli.commands.recipe
 import lorafit.cli.commands.run
 import lorafit.cli.commands.evaluate
 import lorafit.cli.commands.artifact
+import lorafit.cli.commands.serve
 import lorafit.cli.commands.cache  # noqa: F401
 # isort: on
 
