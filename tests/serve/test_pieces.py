@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from lorafit.errors import UserError
@@ -25,6 +26,7 @@ def decode(ids: Any) -> str:
     return str(tokenizer().decode(list(ids), skip_special_tokens=True))
 
 
+@examples(max_examples=50)
 @given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=3), max_size=3))
 def test_pieces_of_text_are_the_text_up_to_the_first_stop(text: str, stop: list[str]) -> None:
     text = text.encode("utf-8", "ignore").decode()
