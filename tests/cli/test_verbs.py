@@ -123,7 +123,7 @@ print("quiet")
 
 @pytest.mark.parametrize("verb", [
     "train", "check", "bench", "preview", "targets", "init", "schema", "generate", "eval",
-    "inspect", "combine", "merge", "export-adapter", "cache"])
+    "inspect", "combine", "merge", "serve", "chat", "export-adapter", "cache"])
 def test_every_verb_has_help(verb):
     assert "Usage" in said(lorafit(verb, "--help"))
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from lorafit.errors import UserError
@@ -25,6 +26,7 @@ def decode(ids: Any) -> str:
     return str(tokenizer().decode(list(ids), skip_special_tokens=True))
 
 
+@examples(max_examples=50)
 @given(st.text(max_size=60), st.lists(st.text(min_size=1, max_size=3), max_size=3))
 def test_pieces_of_text_are_the_text_up_to_the_first_stop(text: str, stop: list[str]) -> None:
     text = text.encode("utf-8", "ignore").decode()
@@ -160,7 +162,8 @@ def test_command_lines_of_engines(run_of: Any, tmp_path: Path) -> None:
             "quantization": "none", "trust_remote_code": False,
             "adapters": [Placed(f"a{rank}", Path(f"/w/a{rank}"), rank) for rank in ranks],
             "template": Path("/w/t.jinja"), "gguf": tmp_path / "b.gguf", "host": "127.0.0.1",
-            "port": 8000, "api_key": "secret", "extra": ["--seed", "1"]}
+            "port": 8000, "api_key": "secret", "on_cpu": False,
+            "extra": ["--seed", "1"]}
         return Plan(**values | changes)
 
     vllm = ENGINES["vllm"]
@@ -173,6 +176,8 @@ def test_command_lines_of_engines(run_of: Any, tmp_path: Path) -> None:
             command.index("--lora-modules") + 1 : -2]
         assert "secret" not in command
         assert launch.environment == {"VLLM_API_KEY": "secret"}
+    spare = vllm.launch(["vllm", "serve"], plan(4, 8, on_cpu=True)).command
+    assert spare[spare.index("--max-loras") + 1] == "3"
     assert not vllm.refuse(plan(512))
     assert "512 at most" in vllm.refuse(plan(600))[0].what
     one, two = (ENGINES["llama.cpp"].launch(["llama-server"], plan(*ranks))

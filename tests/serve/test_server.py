@@ -146,7 +146,7 @@ def test_what_is_drawn_follows_the_seed_whoever_else_asks(server: Server) -> Non
 def test_adapters_come_and_go_and_leave_the_others_as_they_were(
     server: Server, run_of: Any, generated: Any,
 ) -> None:
-    runs = ("pissa", "saved", "paca")
+    runs = ("saved", "paca")
     before = {name: server.chat(name) for name in NAMES}
     for run in runs:
         said = server.post("/v1/load_lora_adapter", lora_name=f"new-{run}.1",

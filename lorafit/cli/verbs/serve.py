@@ -89,6 +89,7 @@ def _plan(request: Request, lineup: Any, engine: Any, work: Path, key: str | Non
     from lorafit.export.adapter import export_adapter
     from lorafit.export.formats import FORMATS, format_named
     from lorafit.model.base import resolve_base
+    from lorafit.model.device import find_device
     from lorafit.serve.engines.engine import Placed, Plan
     from lorafit.serve.template import template_for_all, without_marks
 
@@ -114,7 +115,8 @@ def _plan(request: Request, lineup: Any, engine: Any, work: Path, key: str | Non
         model = lineup.model
         return Plan(resolve_base(model.base), lineup.base_name, model.revision, model.dtype,
                     model.quantization, model.trust_remote_code, placed, template_file,
-                    request.gguf, request.host, request.port, key, list(extra))
+                    request.gguf, request.host, request.port, key,
+                    find_device()[0].type != "cuda", list(extra))
 
     placed = [Placed(name, work / name, _rank(source.config))
               for name, source in lineup.adapters.items()]

@@ -82,14 +82,17 @@ class Endpoint:
     def _stream(self, index: int, body: dict[str, Any], events: Any,
                 stopped: threading.Event) -> None:
         """Read one answer; the connection is closed when nobody wants it any more."""
-        reason = "stop"
+        reason, is_whole = "stop", False
         try:
             with self._request("POST", "/chat/completions", body) as response:
                 for line in response:
                     if stopped.is_set():
                         return
                     data = line.decode("utf-8", "replace").strip().removeprefix("data:").strip()
-                    if not line.startswith(b"data:") or data == "[DONE]":
+                    if not line.startswith(b"data:"):
+                        continue
+                    if data == "[DONE]":
+                        is_whole = True
                         continue
                     chunk = json.loads(data)
                     if "error" in chunk:
@@ -97,7 +100,10 @@ class Endpoint:
                     for choice in chunk.get("choices", []):
                         if text := (choice.get("delta") or {}).get("content"):
                             events.put((index, text))
-                        reason = choice.get("finish_reason") or reason
+                        if choice.get("finish_reason"):
+                            reason, is_whole = choice["finish_reason"], True
+            if not is_whole:
+                raise Trouble(f"{self._url}: the answer broke off")
             events.put((index, Ended(reason)))
         except Trouble as trouble:
             events.put((index, trouble))

@@ -25,7 +25,8 @@ class Plan:
 
     base: a directory or a hub id. dtype: `auto` leaves it to the engine. template: file of the
     chat template; None leaves it to the tokenizer. gguf: the base for llama.cpp. api_key: what
-    clients must bring. extra: arguments that are handed over as they are, last.
+    clients must bring. on_cpu: whether this machine has no GPU. extra: arguments that are handed
+    over as they are, last.
     """
 
     base: str
@@ -40,6 +41,7 @@ class Plan:
     host: str
     port: int
     api_key: str | None
+    on_cpu: bool
     extra: Sequence[str]
 
 

@@ -19,6 +19,9 @@ from lorafit.serve.engines.engine import (
 
 # What --max-lora-rank takes (vllm/config/lora.py: MaxLoRARanks); newer versions take 1 too.
 MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+# On CPUs vLLM 0.32 computes rows of the base that share a batch with adapters by the adapter in the
+# last place (index -1): one that stays empty adds nothing.
+_SPARE = 1
 _MODULE = "vllm.entrypoints.openai.api_server"
 
 
@@ -57,7 +60,7 @@ def _launch(start: list[str], plan: Plan) -> Launch:
         command.append("--trust-remote-code")
     command += ["--enable-lora",
                 "--max-lora-rank", str(next(each for each in MAX_RANKS if each >= rank)),
-                "--max-loras", str(len(plan.adapters))]
+                "--max-loras", str(len(plan.adapters) + plan.on_cpu * _SPARE)]
     if plan.template is not None:
         command += ["--chat-template", str(plan.template)]
     command += ["--lora-modules",
