@@ -73,7 +73,8 @@ class Compared:
 class Verification:
     """What was compared, on what rows, and how it came out.
 
-    agrees: what it means that all is within its limits. remedy: what to do where it is not.
+    agrees, differs: what it means that all is within its limits, or something is not. remedy: what
+    to do then.
     """
 
     subject: str
@@ -82,6 +83,7 @@ class Verification:
     remarks: list[str] = field(default_factory=list)
     remedy: str = ""
     agrees: str = "computes what was trained"
+    differs: str = "differs from what was trained"
 
     @property
     def passed(self) -> bool:

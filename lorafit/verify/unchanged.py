@@ -28,7 +28,8 @@ def verify_unchanged(artifact: Artifact, base: str | None) -> Verification:
                         [Compared(f"{proofs.PROOF} ({proof['made_by']}, {proof['date']})", told,
                                   {"measured": proof["measured"]})],
                         remarks, "copy it again from where it was made, or export it again",
-                        f"is what it was when it was checked, on {proof['date'][:10]}")
+                        f"is what it was when it was checked, on {proof['date'][:10]}",
+                        "is not what its proof says")
 
 
 def _base(artifact: Artifact, base: str | None) -> Figure:

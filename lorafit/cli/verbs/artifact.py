@@ -97,7 +97,7 @@ def _conclude(found: object, json_to: Path | None) -> None:
                   if figure.passed is False]
         effect = next((remark for remark in found.remarks if remark.startswith(NO_EFFECT)), "")
         raise VerificationError(
-            f"{found.subject}: differs from what was trained ({', '.join(failed)})"
+            f"{found.subject}: {found.differs} ({', '.join(failed)})"
             + (f"\n    {effect}" if effect else "") + f"\n    {found.remedy}")
 
 
