@@ -1,7 +1,8 @@
 """Activation checkpointing: what the backward pass computes again instead of finding it kept.
 
-`none` keeps everything. `selective` keeps all but what is widest, the inner tensors of gated MLPs,
-and multiplies by gate and up once more. `full` keeps each layer's input and runs the layer again.
+`none` keeps everything. `selective` keeps all but what is widest, the inner tensors of gated MLPs
+and of experts, and multiplies by gate and up once more. `full` keeps each layer's input and runs
+the layer again.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lorafit.errors import UserError
 from lorafit.kernels.cross_entropy import tokens_at_once
+from lorafit.model.fast.experts import FastExperts
 from lorafit.model.fast.mlp import FastGatedMlp
 from lorafit.model.fast.proof import TOKENS, small_row
 from lorafit.model.loss import SummedLoss
@@ -51,7 +53,7 @@ def settle_recomputation(module: SummedLoss, setting: str, tokens: int, device: 
     forward pass. UserError for `selective` on a model without a gated MLP in its fast form.
     """
     inner: Any = module.model.get_base_model()
-    mlps = [m for m in module.modules() if isinstance(m, FastGatedMlp)]
+    mlps = [m for m in module.modules() if isinstance(m, FastGatedMlp | FastExperts)]
     if setting in ("none", "full"):
         return Decision(KEY, setting, IN_RECIPE)
     if setting == "selective":
@@ -116,6 +118,6 @@ def held_bytes(module: nn.Module, device: torch.device) -> int:
     return int(weights + 12 * trained + logits)
 
 
-def _keep_inner(mlps: Sequence[FastGatedMlp], keeps: bool) -> None:
+def _keep_inner(mlps: Sequence[FastGatedMlp | FastExperts], keeps: bool) -> None:
     for mlp in mlps:
         mlp.lorafit_keeps_inner = keeps

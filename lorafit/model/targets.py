@@ -1,6 +1,5 @@
 """Which layers of an architecture a recipe adapts, in peft's words. Works without weights."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -30,9 +29,8 @@ class Targets:
     layers. parameters: the same for weights that are no linear layer of their own (fused experts).
     ranks, alphas: where they differ from the recipe's, by patterns of which each layer matches one
     at most, so that their order does not matter. chosen: the weights themselves, in the model's
-    order. share_experts: one adapter for all experts of a layer. copied_parameters: weights that
-    are computed anew in each step, because they are reached as parameters. remarks: what the
-    recipe's words do that a reader may not expect.
+    order. share_experts: one adapter for all experts of a layer. remarks: what the recipe's words
+    do that a reader may not expect.
     """
 
     modules: list[str] | None
@@ -41,7 +39,6 @@ class Targets:
     alphas: dict[str, float] = field(default_factory=dict)
     chosen: list[Weight] = field(default_factory=list)
     share_experts: bool = False
-    copied_parameters: int = 0
     remarks: list[str] = field(default_factory=list)
 
 
@@ -72,8 +69,7 @@ def resolve_targets(model: nn.Module, section: Adapter, stored: str = "none") ->
     return Targets(
         module_words(model, modules), _parameter_words(model, reached),
         *_patterns(model, section, chosen, reached), chosen=chosen,
-        share_experts=is_lora and section.experts == "shared",
-        copied_parameters=sum(math.prod(weight.shape) for weight in reached), remarks=remarks,
+        share_experts=is_lora and section.experts == "shared", remarks=remarks,
     )
 
 

@@ -30,7 +30,7 @@ from lorafit.model.adapters.files import restore_adapter, save_adapter
 from lorafit.model.adapters.starts import Samples
 from lorafit.model.adapters.step_rule import step_rule
 from lorafit.model.device import device_memory_bytes, find_device
-from lorafit.model.fast.speed_up import speed_up
+from lorafit.model.fast.speed_up import FastPath, speed_up
 from lorafit.model.isolation import settle_packing
 from lorafit.model.loss import SummedLoss
 from lorafit.model.recompute import recompute_activations, settle_recomputation
@@ -162,10 +162,6 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
               else recipe.model.quantization)
     targets = resolve_targets(shapes, recipe.adapter, packed)
     remarks = list(targets.remarks)
-    if targets.copied_parameters and training.activation_checkpointing != "full":
-        remarks.append(
-            f"{targets.copied_parameters:,} weights of experts are kept a second time for the "
-            "backward pass; training.activation_checkpointing: full keeps one layer's at a time")
     refuse_misfit(shapes, recipe.adapter)
 
     device, facts = find_device()
@@ -288,7 +284,8 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
         str(prepared.device), accelerator.num_processes, skipped,
         checkpoint.name if checkpoint else None,
-        getattr(prepared.config, "_commit_hash", None), prepared.remarks,
+        getattr(prepared.config, "_commit_hash", None),
+        [*prepared.remarks, *_on_copies(fast, decisions[-1])],
     )
     if accelerator.is_main_process:
         _keep_record(run, record, progress)
@@ -319,6 +316,15 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return result
+
+
+def _on_copies(fast: FastPath, recomputation: Decision) -> list[str]:
+    """What is remarked where peft adds A and B to weights in each step."""
+    if not fast.copied_weights or recomputation.value == "full":
+        return []
+    return [f"{fast.copied_weights:,} weights are kept a second time for the backward pass, with "
+            "the adapter added; training.activation_checkpointing: full keeps one layer's at a "
+            "time"]
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -7,5 +7,6 @@ figures    the limits, and each figure beside its limit
 against    an artifact against a run
 unchanged  an artifact against its own proof
 endpoint   the requests to a server of the OpenAI API
+hearing    what a server says to prompts, in every way that it takes
 served     a server against a run
 """

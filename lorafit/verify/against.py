@@ -157,7 +157,7 @@ def _no_effect(pairs: list[_Pair], references: list[Reference], rows: Rows,
     _free()
     if found.relative_rms > figures.ROUNDED["bfloat16"].relative:
         return []
-    return ["NO EFFECT: the artifact computes what the base computes without any adapter "
+    return [f"{figures.NO_EFFECT}: the artifact computes what the base computes without an adapter "
             f"(relative difference {found.relative_rms:.1e})"]
 
 

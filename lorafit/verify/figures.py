@@ -35,6 +35,8 @@ ROUNDED = {
 }
 CONVERTED = ROUNDED["float32"]  # the same numbers in another form: sums in another order
 
+NO_EFFECT = "NO EFFECT"  # how a remark begins that says that the base alone would do the same
+
 
 def tolerating(relative: float) -> Limits:
     """The limit of somebody who expects a difference and says how large it may be."""

@@ -18,28 +18,18 @@ from lorafit.export.delta.held_out import Rows, kept_rows
 from lorafit.export.verify import logits_of
 from lorafit.model.generate import end_tokens
 from lorafit.model.trained import AdapterSource
-from lorafit.verify.endpoint import BuiltPrompt, Endpoint, Refused, Reply, Served
-from lorafit.verify.figures import ROUNDED, Compared, Figure, Verification
+from lorafit.verify.endpoint import BuiltPrompt, Endpoint, Reply, Served
+from lorafit.verify.figures import NO_EFFECT, ROUNDED, Compared, Figure, Verification
+from lorafit.verify.hearing import AskedOf, Heard, hear
 from lorafit.verify.measure import Answer, Divergence, diverging, greedy
 from lorafit.verify.prompts import Prompt, prompts_of_rows, prompts_of_run
 from lorafit.verify.references import Reference, references_of
 
+_TEMPLATE = "prompt from the chat template"
 _SHOWN = 4  # tokens around a difference
 _LOGPROB_ROWS = 8
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class AskedOf:
-    """Which model of a server to ask, the name of its base there, how many prompts with answers of
-    how many tokens, and what counts as a tie (nats; that of 16 bits if None)."""
-
-    name: str
-    base_name: str | None
-    prompts: int = 8
-    tokens: int = 32
-    tie: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,18 +41,6 @@ class _Trained:
     base: list[Answer]
     adapted: list[Answer]
     logprobs: list[np.ndarray]
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """What the server answered to each prompt; None for ways of asking that it does not have."""
-
-    completed: list[Reply] | None
-    base_completed: list[Reply] | None
-    chatted: list[Reply] | None
-    built: list[BuiltPrompt | None]
-    logprobs: list[np.ndarray] | None
-    remarks: list[str]
 
 
 def verify_served(endpoint: Endpoint, source: AdapterSource, asked: AskedOf,
@@ -80,7 +58,7 @@ def verify_served(endpoint: Endpoint, source: AdapterSource, asked: AskedOf,
     remarks += problem
     some = Rows(rows.what, rows.ids[:_LOGPROB_ROWS], rows.supervised[:_LOGPROB_ROWS])
     say(f"asking {endpoint.url} for {asked.name}")
-    heard = _hear(endpoint, asked, base_name, prompts, some)
+    heard = hear(endpoint, asked, base_name, prompts, some)
     remarks += heard.remarks
     compared = []
     with ExitStack() as stack:
@@ -93,8 +71,19 @@ def verify_served(endpoint: Endpoint, source: AdapterSource, asked: AskedOf,
     return Verification(
         f"{asked.name} at {endpoint.url}",
         f"{len(prompts)} prompts of the run, answered with up to {asked.tokens} tokens",
-        compared, list(dict.fromkeys(remarks + missing)),
-        "do not rely on the server's answers")
+        compared, list(dict.fromkeys(remarks + missing)), _remedy(compared, remarks))
+
+
+def _remedy(compared: list[Compared], remarks: list[str]) -> str:
+    failed = {figure.name for each in compared for figure in each.figures
+              if figure.passed is False}
+    if any(remark.startswith(NO_EFFECT) for remark in remarks):
+        return ("start the server with adapters enabled, load this one, and ask by its name; then "
+                "look at its log for layers that it skipped")
+    if failed == {_TEMPLATE}:
+        return ("give the server the template of training, chat_template.jinja beside the exported "
+                "weights (vLLM: --chat-template)")
+    return "do not rely on the server's answers; verify the artifact's files first"
 
 
 def _names(endpoint: Endpoint, asked: AskedOf) -> tuple[str | None, list[str]]:
@@ -132,40 +121,6 @@ def _prompts(source: AdapterSource, rows: Rows, count: int) -> tuple[list[Prompt
             f"{error.problems[0].what}"]
 
 
-def _hear(endpoint: Endpoint, asked: AskedOf, base_name: str | None, prompts: list[Prompt],
-          rows: Rows) -> _Heard:
-    remarks: list[str] = []
-
-    def all_of(what: str, ask: Callable[[Prompt], Reply], of: list[Prompt]) -> list[Reply] | None:
-        try:
-            return [ask(prompt) for prompt in of]
-        except Refused as refused:
-            remarks.append(f"the server does not take {what} ({refused})")
-            return None
-
-    completed = all_of("prompts of token ids", lambda prompt: endpoint.complete(
-        asked.name, prompt.ids, asked.tokens), prompts)
-    base_completed = None
-    if base_name is not None and completed is not None:
-        base_completed = all_of("prompts of token ids for the base", lambda prompt:
-                                endpoint.complete(base_name, prompt.ids, asked.tokens), prompts)
-    chats = [prompt for prompt in prompts if prompt.messages]
-    chatted = all_of("chats", lambda prompt: endpoint.chat(
-        asked.name, prompt.messages, prompt.tools, asked.tokens), chats) if chats else None
-    built = [endpoint.built_prompt(asked.name, prompt.messages, prompt.tools,
-                                   chatted[number] if chatted else None)
-             for number, prompt in enumerate(chats)]
-    if completed is None and chatted is None:
-        raise UserError("takes neither prompts of token ids nor chats", endpoint.url,
-                        "; ".join(remarks))
-    told = [endpoint.logprobs(asked.name, ids.tolist()) for ids in rows.ids[:1]]
-    logprobs = None
-    if told and told[0] is not None:
-        rest = [endpoint.logprobs(asked.name, ids.tolist()) for ids in rows.ids[1:]]
-        logprobs = [np.array(each) for each in (*told, *rest) if each is not None]
-    return _Heard(completed, base_completed, chatted, built, logprobs, remarks)
-
-
 @torch.inference_mode()
 def _trained(reference: Reference, prompts: list[Prompt], rows: Rows, tokens: int) -> _Trained:
     model = reference.base()
@@ -188,7 +143,7 @@ def _without(answer: Answer, ends: Sequence[int]) -> Answer:
 
 
 def _compared(source: AdapterSource, asked: AskedOf, prompts: list[Prompt], rows: Rows,
-              heard: _Heard, trained: _Trained, *, judged: bool, remarks: list[str]) -> Compared:
+              heard: Heard, trained: _Trained, *, judged: bool, remarks: list[str]) -> Compared:
     tokenizer = source.tokenizer()
     limits = ROUNDED["bfloat16"]  # what servers compute in, unless told otherwise
     tie = (limits.tie if asked.tie is None else asked.tie) if judged else None
@@ -217,11 +172,10 @@ def _compared(source: AdapterSource, asked: AskedOf, prompts: list[Prompt], rows
 def _template(tokenizer: Any, prompts: list[Prompt], built: list[BuiltPrompt | None],
               remarks: list[str]) -> Figure:
     """Whether the server builds training's prompts, and where the first one differs."""
-    name = "prompt from the chat template"
     known = [(number, prompt, each) for number, (prompt, each)
              in enumerate(zip(prompts, built, strict=True)) if each is not None]
     if not known:
-        return Figure(name, "not known: the server tells neither its tokens nor their number")
+        return Figure(_TEMPLATE, "not known: the server tells neither its tokens nor their number")
     evidence = known[0][2].evidence
     wrong = [(number, prompt, each) for number, prompt, each in known
              if (each.ids != prompt.ids if each.ids is not None
@@ -230,7 +184,7 @@ def _template(tokenizer: Any, prompts: list[Prompt], built: list[BuiltPrompt | N
     value = f"{len(known) - len(wrong)} of {len(known)} as in training, {by} (by {evidence})"
     if wrong:
         remarks.append(_first_difference(tokenizer, *wrong[0]))
-    return Figure(name, value, "all", not wrong)
+    return Figure(_TEMPLATE, value, "all", not wrong)
 
 
 def _first_difference(tokenizer: Any, number: int, prompt: Prompt, built: BuiltPrompt) -> str:
@@ -300,7 +254,7 @@ def _logprobs(rows: Rows, heard: list[np.ndarray], trained: list[np.ndarray],
         None if limit is None else mean <= limit)
 
 
-def _effect(tokenizer: Any, heard: _Heard, trained: _Trained, chats: list[int],
+def _effect(tokenizer: Any, heard: Heard, trained: _Trained, chats: list[int],
             remarks: list[str]) -> Figure:
     """Whether the adapter changes what the server says, as it changes what the trainer's says."""
     name = "effect of the adapter"
@@ -323,9 +277,9 @@ def _effect(tokenizer: Any, heard: _Heard, trained: _Trained, chats: list[int],
         whose = "of the trainer's base and the server's adapter"
     value = f"{len(there)} of {len(changed)} answers that training changed differ there too"
     if changed and not there:
-        remarks.insert(0, f"NO EFFECT: the answers {whose} are equal on all {len(changed)} prompts "
-                       "where training changed them: the server loaded the adapter, if at all, "
-                       "without applying it")
+        remarks.insert(0, f"{NO_EFFECT}: the answers {whose} are equal on all {len(changed)} "
+                       "prompts where training changed them: the server loaded the adapter, if at "
+                       "all, without applying it")
     return Figure(name, value, "at least one", bool(there) or not changed)
 
 

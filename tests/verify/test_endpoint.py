@@ -1,14 +1,16 @@
 """`lorafit verify --endpoint` against a real server process, sound and broken in the usual ways."""
 
+import json
 import socket
 from pathlib import Path
 
 import pytest
 
-from lorafit.errors import UserError
+from lorafit.errors import UserError, VerificationError
 from lorafit.model.trained import open_adapter
 from lorafit.verify.endpoint import Endpoint
-from lorafit.verify.served import AskedOf, verify_served
+from lorafit.verify.hearing import AskedOf
+from lorafit.verify.served import verify_served
 
 
 def verified(server: str, way: str, run: Path, *, base_name=None, name="tuned", key=None):
@@ -98,3 +100,28 @@ def test_rows_that_are_gone_leave_the_template_unchecked_and_say_so(server, run,
     found = verified(server, "vllm", again)
     assert found.passed
     assert any("chat template was not compared" in remark for remark in found.remarks)
+
+
+def test_the_verb_has_a_verdict_figures_for_scripts_and_a_key_from_the_environment(
+        server, run, tmp_path, monkeypatch):
+    from lorafit.cli.verbs.artifact import verify_endpoint
+
+    def ask(way: str, key: str | None = None, name: str | None = "tuned", **changes):
+        options = {"prompts": 2, "tokens": 4, "tie": None, "timeout_s": 60.0, "json_to": None}
+        verify_endpoint(None, run, None, f"{server}/{way}", name, None, key,
+                        **options | changes)
+
+    ask("vllm", json_to=tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["passed"]
+    assert figures["compared"][0]["facts"]["answers in chat"] == 2
+    with pytest.raises(VerificationError, match="NO EFFECT"):
+        ask("ignores")
+    with pytest.raises(VerificationError, match=r"chat_template\.jinja"):
+        ask("template")
+    monkeypatch.setenv("A_KEY", "open")
+    ask("locked", "A_KEY", prompts=1, tokens=1)
+    with pytest.raises(UserError, match="no such variable"):
+        ask("locked", "NO_KEY")
+    with pytest.raises(UserError, match="name of the adapter is missing"):
+        ask("vllm", name=None)

@@ -50,6 +50,7 @@ def test_a_directory_gets_exactly_what_the_hub_would(artifact, tmp_path, hub, ca
     pushed(artifact, "me/adapter")
     assert hub.repos["me/adapter"]["files"] == files(artifact)
     assert hub.repos["me/adapter"]["private"]
+    assert not [path for _, path, _ in hub.requests if "telemetry" in path]
     shown = capsys.readouterr().out
     assert "adapter_model.safetensors" in shown
     assert "(private)" in shown

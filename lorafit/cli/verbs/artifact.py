@@ -76,7 +76,8 @@ def verify_endpoint(artifact: Path | None, against: Path | None, base: str | Non
     settle_hub_for(against, base)
     from lorafit.model.trained import open_adapter
     from lorafit.verify.endpoint import Endpoint
-    from lorafit.verify.served import AskedOf, verify_served
+    from lorafit.verify.hearing import AskedOf
+    from lorafit.verify.served import verify_served
 
     endpoint = Endpoint(url, key, timeout_s)
     found = verify_served(endpoint, open_adapter(against, base),
@@ -89,14 +90,14 @@ def _conclude(found: object, json_to: Path | None) -> None:
     """Show figures and verdict. VerificationError when it is bad."""
     from lorafit.cli import show_artifact
     from lorafit.cli.show_inspect import either
-    from lorafit.verify.figures import Verification
+    from lorafit.verify.figures import NO_EFFECT, Verification
 
     assert isinstance(found, Verification)
     either(json_to, found, show_artifact.verification)
     if not found.passed:
         failed = [figure.name for each in found.compared for figure in each.figures
                   if figure.passed is False]
-        effect = next((remark for remark in found.remarks if remark.startswith("NO EFFECT")), "")
+        effect = next((remark for remark in found.remarks if remark.startswith(NO_EFFECT)), "")
         raise VerificationError(
             f"{found.subject}: differs from what was trained ({', '.join(failed)})"
             + (f"\n    {effect}" if effect else "") + f"\n    {found.remedy}")

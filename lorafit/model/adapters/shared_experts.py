@@ -51,10 +51,26 @@ def share_experts(adapted: Any, experts: set[str]) -> None:
                     factors["default"], "weight", _ForEach(module.num_experts, is_a=is_a))
 
 
+def expert_factors(wrapper: Any) -> tuple[Tensor, Tensor]:
+    """A (E, r, in) and B (E, r, out) of fused experts as views of what is trained; (1, r, in) and
+    (1, r, out) where all experts share them."""
+    a, b = wrapper.lora_A["default"], wrapper.lora_B["default"]
+    shared = _is_shared(a)
+    experts = 1 if shared else wrapper.num_experts
+    whole_a, whole_b = (part.parametrizations["weight"].original if shared else part.weight
+                        for part in (a, b))
+    return (whole_a.reshape(experts, -1, whole_a.shape[1]),
+            whole_b.reshape(len(whole_b), -1, experts).permute(2, 1, 0))
+
+
+def _is_shared(factor: Any) -> bool:
+    return parametrize.is_parametrized(factor, "weight") and isinstance(
+        factor.parametrizations["weight"][0], _ForEach)
+
+
 def spelled_out(adapted: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of every shared factor, as peft keeps it."""
     for name, module in adapted.named_modules():
-        if parametrize.is_parametrized(module, "weight") and isinstance(
-                module.parametrizations["weight"][0], _ForEach):
+        if _is_shared(module):
             weight: Any = module.weight
             yield f"{name}.weight", weight.detach()

@@ -70,9 +70,10 @@ def why_not_fast(layer: Any) -> str | None:
     name = type(layer).__name__
     if name == "Linear8bitLt":
         return "int8 rounds the layer's inputs too, so its product stays bitsandbytes'"
-    if name == "ParamWrapper":
-        return "the experts of a layer are one tensor"
-    if type(layer) is not peft_layers.Linear and name != "Linear4bit":
+    if name == "ParamWrapper":  # of a linear layer that peft reaches as a parameter
+        if layer.parameter_name != "weight" or not isinstance(layer.base_layer, nn.Linear):
+            return "it is a bare weight, to which A and B are added"
+    elif type(layer) is not peft_layers.Linear and name != "Linear4bit":
         return f"{name} is no plain linear layer"
     variant = layer.lora_variant.get(ADAPTER)
     if variant is not None:

@@ -60,7 +60,7 @@ def gated_mlps(model: nn.Module) -> Iterator[tuple[str, Any, Activation]]:
         others = {id(child) for child in module.children()} - {id(part) for part in parts}
         has_weights = any(id(child) in others and any(True for _ in child.parameters())
                           for child in module.children())
-        activation = _activation(module)
+        activation = activation_of(module)
         if activation is not None and not has_weights:
             yield name, module, activation
 
@@ -70,7 +70,8 @@ def make_fast(mlp: Any, activation: Activation) -> Callable[[], None]:
     return take_form(mlp, FastGatedMlp, lorafit_activation=activation)
 
 
-def _activation(module: nn.Module) -> Activation | None:
+def activation_of(module: nn.Module) -> Activation | None:
+    """The one that the module's configuration names, if it is known here."""
     config = getattr(module, "config", None)
     names = [getattr(config, key, None) for key in ("hidden_activation", "hidden_act")]
     return next((ACTIVATIONS[name] for name in names if name in ACTIVATIONS), None)

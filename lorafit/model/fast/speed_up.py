@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lorafit.model.adapters.lora import base_name, lora_layers
 from lorafit.model.fast import block as block_of
-from lorafit.model.fast import linear, mlp, norm, proof
+from lorafit.model.fast import experts, linear, mlp, norm, proof
 from lorafit.model.fast.block import attention_blocks
 from lorafit.model.fast.head import OutputHead, find_head, hidden_states
+from lorafit.model.fast.watch import Seen, watch
 from lorafit.model.inventory import layer_kind
 from lorafit.recipe.auto import Decision
 
@@ -38,10 +39,12 @@ class Unit:
 @dataclass(frozen=True)
 class FastPath:
     """head: computes the loss from hidden states, None where the model's logits are taken.
-    decisions: what was made fast and what was not, with the reasons."""
+    decisions: what was made fast and what was not, with the reasons. copied_weights: how many
+    numbers of the base are still computed anew in each step, with the adapter added."""
 
     head: OutputHead | None
     decisions: list[Decision]
+    copied_weights: int
 
 
 def speed_up(adapted: Any) -> FastPath:
@@ -53,16 +56,19 @@ def speed_up(adapted: Any) -> FastPath:
     weight = adapted.get_base_model().get_input_embeddings().weight
     device, dtype = weight.device, weight.dtype
     with proof.stirred(adapted):
-        seen = _watch(adapted, device)
+        seen = watch(adapted, device)
         head, decision = _head(adapted, seen, dtype)
         decisions = [decision]
         plain: Counter[str] = Counter()
         layers = _layer_units(adapted, seen.together, plain, device, dtype)
+        plain_experts: Counter[str] = Counter()
         for key, how, units, refused in (
             ("adapter layers", "one function a layer, or for the layers of one input", layers,
              plain),
             ("gated MLPs", "one function, which computes the product of gate and up again",
              _mlp_units(adapted, device, dtype), Counter()),
+            ("experts", "one function a layer, in which no weight is changed",
+             _expert_units(adapted, seen, plain_experts, device, dtype), plain_experts),
             ("norms", "one function each", _norm_units(adapted, device, dtype), Counter()),
             ("attention blocks", "queries and keys are rotated by one function each",
              _block_units(adapted, seen, device, dtype), Counter()),
@@ -72,59 +78,10 @@ def speed_up(adapted: Any) -> FastPath:
                 decisions.append(_decision(key, fast, refused, how))
         if head is not None:
             head = _with_last_mlp(head, seen, dtype)
-    return FastPath(head, decisions)
+    return FastPath(head, decisions, experts.copied_weights(adapted))
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What one forward pass showed. row: what the model was given. logits: (tokens, V). together:
-    layers with adapters that were given the same tensor. arguments: of attention blocks."""
-
-    row: dict[str, Any]
-    logits: Tensor
-    together: list[list[Any]]
-    arguments: dict[int, dict[str, Any]]
-
-
-@torch.no_grad()
-def _watch(adapted: Any, device: torch.device) -> _Seen:
-    calls: list[tuple[int, Any, Tensor]] = []  # the tensors are kept, so that none is reused
-    arguments: dict[int, dict[str, Any]] = {}
-
-    def note(module: Any, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor):
-            calls.append((id(args[0]), module, args[0]))
-
-    def note_arguments(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not args:
-            arguments[id(module)] = kwargs
-
-    layers = [layer for _, layer in lora_layers(adapted)] if hasattr(adapted, "peft_config") else []
-    blocks = [block for _, block in attention_blocks(adapted)]
-    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
-    hooks += [block.register_forward_pre_hook(note_arguments, with_kwargs=True)
-              for block in blocks]
-    row = proof.small_row(adapted, device)
-    try:
-        logits = adapted(**row, use_cache=False).logits.float().flatten(0, 1)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return _Seen(row, logits, _groups(calls), arguments)
-
-
-def _groups(calls: Sequence[tuple[int, Any, Tensor]]) -> list[list[Any]]:
-    """Layers that were given the same tensor, in the order of their calls. A layer that was called
-    twice stays alone."""
-    times = Counter(id(layer) for _, layer, _ in calls)
-    by_input: dict[int, list[Any]] = {}
-    for key, layer, _ in calls:
-        if times[id(layer)] == 1:
-            by_input.setdefault(key, []).append(layer)
-    return [group for group in by_input.values() if len(group) > 1]
-
-
-def _head(adapted: Any, seen: _Seen, dtype: torch.dtype) -> tuple[OutputHead | None, Decision]:
+def _head(adapted: Any, seen: Seen, dtype: torch.dtype) -> tuple[OutputHead | None, Decision]:
     """The head whose loss starts from the model's own logits, if there is one."""
     head = find_head(adapted)
     if isinstance(head, str):
@@ -142,7 +99,7 @@ def _head(adapted: Any, seen: _Seen, dtype: torch.dtype) -> tuple[OutputHead | N
 
 
 @torch.no_grad()
-def _with_last_mlp(head: OutputHead, seen: _Seen, dtype: torch.dtype) -> OutputHead:
+def _with_last_mlp(head: OutputHead, seen: Seen, dtype: torch.dtype) -> OutputHead:
     """The head, with the last layer's MLP computed for the tokens with a loss alone, where their
     states stay what they were. Not with activation checkpointing, which computes the layer again
     when the tokens are no longer known."""
@@ -169,6 +126,8 @@ def _layer_units(adapted: Any, together: Sequence[Sequence[Any]], plain: Counter
         return []
     names = {}
     for name, layer in lora_layers(adapted):
+        if experts.is_on_experts(layer):
+            continue  # _expert_units
         if (reason := linear.why_not_fast(layer)) is None:
             names[id(layer)] = layer_kind(base_name(name)), layer
         else:
@@ -201,6 +160,34 @@ def _mlp_units(adapted: Any, device: torch.device, dtype: torch.dtype) -> list[U
     return units
 
 
+def _expert_units(adapted: Any, seen: Seen, plain: Counter[str], device: torch.device,
+                  dtype: torch.dtype) -> list[Unit]:
+    """The experts of each layer; those that cannot be fast are counted in `plain` by reason."""
+    units = []
+    for name, module in experts.expert_modules(adapted):
+        label = layer_kind(base_name(name))
+        if (reason := experts.why_not_fast(module)) is not None:
+            plain[f"{label}: {reason}"] += 1
+            continue
+        index, weights = seen.routes.get(id(module), (None, None))
+        if index is None or weights is None or len(index) != proof.TOKENS:
+            plain[f"{label}: they are not given a row's tokens and where each is sent"] += 1
+            continue
+
+        def called(x: Tensor, module: Any = module, index: Tensor = index,
+                   weights: Tensor = weights) -> Tensor:
+            # The weights of a token's experts depend on it, so that their gradient shows.
+            output: Tensor = module(x[0], index, weights + 0.1 * x[0, :, :index.shape[1]])
+            return output
+
+        units.append(Unit(label, f"{label} {experts.shape_of(module)}", 1,
+                          partial(proof.outcome, [module], experts.width_of(module), dtype, device,
+                                  called),
+                          [partial(experts.make_fast, module, gate)
+                           for gate in experts.gates(module)]))
+    return units
+
+
 def _norm_units(adapted: Any, device: torch.device, dtype: torch.dtype) -> list[Unit]:
     units = []
     for _, module in norm.norms(adapted):
@@ -215,7 +202,7 @@ def _norm_units(adapted: Any, device: torch.device, dtype: torch.dtype) -> list[
     return units
 
 
-def _block_units(adapted: Any, seen: _Seen, device: torch.device, dtype: torch.dtype) -> list[Unit]:
+def _block_units(adapted: Any, seen: Seen, device: torch.device, dtype: torch.dtype) -> list[Unit]:
     """Attention blocks, where the model computes attention by document."""
     if "documents" not in seen.row:
         return []
