@@ -4,6 +4,7 @@ Everything in it is taken from the run's files and the proof. Of the data it has
 never rows, and of local files not even the names.
 """
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from lorafit import __version__
 from lorafit.data.reading import sources_of
 from lorafit.export.delta.base import open_base
 from lorafit.export.formats import format_named
+from lorafit.export.formats.format import Format
 from lorafit.export.proof import CARD, MERGED
 from lorafit.model.adapters.files import method_of
-from lorafit.model.base import is_hub_id
+from lorafit.model.base import is_hub_id, resolve_base
 from lorafit.model.trained import AdapterSource
 from lorafit.recipe.schema import Model, Recipe
 from lorafit.run_dir import RunDir, read_json, read_jsonl, write_text
@@ -65,15 +67,21 @@ def card(source: AdapterSource, name: str, proof: dict[str, Any], command: str =
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     rank = source.config.get("r")
     return template.render(
-        front_matter=_front_matter(source, merged, licence), name=name, merged=merged, base=base,
+        front_matter=_front_matter(source, form, licence), name=name, merged=merged, base=base,
         base_on_hub=is_hub_id(source.model.base), licence=licence, proof=proof,
         method=method_of(source.config), recipe=source.recipe, data_sets=_data_sets(source.recipe),
         trained=_trained(source.run), version=__version__,
         usage="" if form is None else form.usage.replace("{base}", base).replace("{name}", name),
-        command=command.replace("{folder}", name).replace(source.model.base, base),
+        command=_with_base_name(command.replace("{folder}", name), source.model, base),
         rank=rank if isinstance(rank, int) else None, form=proof["form"],
         for_what="" if form is None else form.for_what,
     )
+
+
+def _with_base_name(command: str, model: Model, name: str) -> str:
+    """A command that names the base as others know it, not by its place on this machine."""
+    place = re.escape(shlex.quote(resolve_base(model.base)))
+    return re.sub(rf"(?<!\S){place}(?!\S)", lambda match: name, command)
 
 
 def base_name(model: Model) -> str:
@@ -95,21 +103,22 @@ def base_licence(model: Model) -> dict[str, str]:
     return {key: str(values[key]) for key in _LICENCE_KEYS if values.get(key)}
 
 
-def _front_matter(source: AdapterSource, merged: bool, licence: dict[str, str]) -> str:
-    """YAML as the hub reads it; what is not known is left out."""
+def _front_matter(source: AdapterSource, form: Format | None, licence: dict[str, str]) -> str:
+    """YAML as the hub reads it; what is not known is left out. form: None for a merged model."""
     from huggingface_hub import ModelCardData
 
     on_hub = is_hub_id(source.model.base)
     method = method_of(source.config)
     tags = ["lorafit", *(["lora"] if method == "lora" else [method]),
-            *(["merge"] if merged else ["adapter"])]
+            "merge" if form is None else "adapter"]
     data = ModelCardData(
         base_model=source.model.base if on_hub else None,
-        library_name="transformers" if merged else "peft", pipeline_tag="text-generation",
+        library_name="transformers" if form is None else form.library,
+        pipeline_tag="text-generation",
         tags=tags, datasets=_data_sets(source.recipe) or None,
         license=licence.get("license"), license_name=licence.get("license_name"),
         license_link=licence.get("license_link"),
-        base_model_relation=("merge" if merged else "adapter") if on_hub else None,
+        base_model_relation=("merge" if form is None else "adapter") if on_hub else None,
     )
     return str(data.to_yaml()).strip()
 

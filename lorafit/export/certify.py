@@ -26,8 +26,11 @@ def certify_export(source: AdapterSource, result: ExportResult, form: str,
     """Write the papers of an exported adapter. command: what starts a program with it."""
     _, stored = trained_model(source)
     base = BASE if stored is None else stored_base(stored)
-    _certify(source, result.directory, Origin("export-adapter", form),
-             {with_adapter(base): result.agreement}, command)
+    measured = {with_adapter(base): result.agreement}
+    if result.cut is not None:
+        measured = {f"{with_adapter(base)} after its ranks were cut": result.agreement,
+                    f"{with_adapter(base)} before that": result.cut.agreement}
+    _certify(source, result.directory, Origin("export-adapter", form), measured, command)
 
 
 def _certify(source: AdapterSource, directory: Path, origin: Origin,

@@ -2,6 +2,7 @@
 
 artifact   what a directory is: a merged model or an adapter, by the formats of export/
 prompts    held-out prompts as training wrote them
+prompting  the tokenizer and chat template beside an artifact
 measure    what a model says to rows and prompts, kept on disk; how another differs
 figures    the limits, and each figure beside its limit
 against    an artifact against a run

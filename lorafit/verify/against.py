@@ -22,6 +22,7 @@ from lorafit.verify import figures
 from lorafit.verify.artifact import Artifact, holds_the_trained_tensors
 from lorafit.verify.figures import Compared, Figure, Limits, Verification
 from lorafit.verify.measure import Spoken, difference, speak
+from lorafit.verify.prompting import tokenizer_figure
 from lorafit.verify.prompts import prompts_of_rows
 from lorafit.verify.references import Reference, references_of
 
@@ -73,6 +74,8 @@ def verify_against(artifact: Artifact, source: AdapterSource, asked: Asked,
             answered = f"; {len(prompts)} prompts answered with up to {asked.tokens} tokens"
             if not all(each.passed for each in compared):
                 remarks += _no_effect(pairs, references, rows, say)
+    compared.append(Compared("the run's way from messages to tokens",
+                             [tokenizer_figure(artifact.path, source, rows)], {}))
     compared += _proof_figures(artifact, source, rows, compared)
     return Verification(
         f"{artifact.path}: {artifact.kind}",
@@ -178,7 +181,7 @@ def _proof_figures(artifact: Artifact, source: AdapterSource, rows: Rows,
                 Figure("base", f"{proof['base']['name']}, {difference or 'the same'}", "the same",
                        not difference))
     if proof["rows"]["sha256"] == proofs.rows_identity(rows)["sha256"]:
-        for each in compared:
+        for each in [each for each in compared if "relative_rms" in each.facts]:
             stored = proof["measured"].get(each.against)
             if stored is not None:
                 then, today = float(stored["relative_rms"]), float(each.facts["relative_rms"])

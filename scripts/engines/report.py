@@ -9,10 +9,9 @@ _MEANING = (
     "`scripts/prove_engines.py` wrote this page. Adapters were trained by lorafit, exported or "
     "merged by it, and given to each program in an environment of its own. A cell says how many of "
     "the prompts a program continued exactly as lorafit's own model does, base and adapter as they "
-    "were trained: token ids, the most likely one at every place, in float32. Refused: "
-    "`lorafit export-adapter` does not write it for this program, and says why; merged it can be "
-    "served. An empty cell was not asked: vLLM is given as merged models only what it cannot have "
-    "as adapters.")
+    "were trained: token ids, the most likely one at every place, in float32. Refused: lorafit "
+    "does not write it so, and says why. An empty cell was not asked: vLLM is given as merged "
+    "models only what it cannot have as adapters.")
 
 
 @dataclass(frozen=True)

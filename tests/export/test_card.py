@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 
 from lorafit.export.adapter import export_adapter
 from lorafit.export.certify import certify_export, certify_merge
+from lorafit.export.formats import format_named
 from lorafit.export.merge import merge
 from lorafit.model.base import TINY
 from lorafit.model.trained import open_adapter
@@ -52,8 +53,11 @@ def test_a_hub_base_its_licence_and_hub_data_are_named(run_of, tmp_path):
         update={"train": "openai/gsm8k"})})
     on_hub = replace(source, recipe=recipe,
                      model=source.model.model_copy(update={"base": "org/model"}))
-    for merged, relation in ((True, "merge"), (False, "adapter")):
-        data = yaml.safe_load(cards._front_matter(on_hub, merged, {"license": "mit"}))
+    for form, relation, library in ((None, "merge", "transformers"), ("peft", "adapter", "peft"),
+                                    ("mlx", "adapter", "mlx")):
+        named_form = None if form is None else format_named(form)
+        data = yaml.safe_load(cards._front_matter(on_hub, named_form, {"license": "mit"}))
+        assert data["library_name"] == library
         assert data["base_model"] == "org/model"
         assert data["base_model_relation"] == relation
         assert data["datasets"] == ["openai/gsm8k"]
@@ -90,3 +94,17 @@ def test_the_code_in_the_card_of_an_adapter_loads_it(artifacts, plain):
     with torch.inference_mode():
         logits = names["model"].eval()(input_ids=torch.arange(5, 60)[None]).logits
     assert torch.equal(logits, plain.logits(TINY, artifacts[0]))
+
+
+def test_a_cut_adapter_is_not_called_the_runs_and_commands_name_no_place(run_of, tmp_path):
+    source = open_adapter(run_of("plain"))
+    result = export_adapter(source, tmp_path / "cut", format_named("vllm"), max_rank=2)
+    certify_export(source, result, "vllm", result.command)
+    measured = json.loads((tmp_path / "cut" / "lorafit_proof.json").read_text())["measured"]
+    after, before = measured
+    assert after == "the base with the run's adapter after its ranks were cut"
+    assert measured[after]["relative_rms"] < 1e-4 < measured[before]["relative_rms"]
+    text = (tmp_path / "cut" / "README.md").read_text()
+    assert "vllm serve tiny --enable-lora" in text
+    assert str(tmp_path) not in text
+    assert str(TINY) not in text

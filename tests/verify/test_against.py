@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorafit.errors import UserError
+from lorafit.errors import MachineError, UserError
 from lorafit.export import formats
 from lorafit.export.formats.format import Format
 from lorafit.export.proof import read_proof
@@ -48,7 +48,7 @@ def test_a_merged_model_keeps_within_the_rounding_of_its_weights(run, merged):
     assert 1e-4 < facts["relative_rms"] < ROUNDED["bfloat16"].relative
     assert facts["mean_kl"] < ROUNDED["bfloat16"].kl / 3
     assert facts["mean_logprob_difference"] < ROUNDED["bfloat16"].logprob / 3
-    again = figures(found, 1)["relative difference, measured again"]
+    again = figures(found, 2)["relative difference, measured again"]
     assert again.passed  # as when it was merged
 
 
@@ -123,7 +123,7 @@ def test_a_quantised_run_is_compared_with_both_bases(tmp_path):
     assert of_adapter.compared[0].facts["bit_equal"]
     assert "as servers do" in of_adapter.compared[1].against
     assert of_adapter.compared[1].facts["relative_rms"] > 1e-3
-    assert "measured again" in str(figures(of_merged, 2).keys())
+    assert "measured again" in str(figures(of_merged, 3).keys())
 
 
 @pytest.mark.parametrize("form", ["vllm", "sglang", "mlx"])
@@ -200,3 +200,33 @@ def test_the_command_has_a_line_for_each_figure_and_exit_code_5(run, exported, c
         assert name in done.stdout
     assert "differs from what was trained" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_figures_are_shown_also_where_they_cannot_be_kept(run, exported, copy, capsys):
+    from lorafit.cli.verbs import artifact as verbs
+
+    spoilt, wanted = copy(exported), {
+        "rows": 1, "prompts": 1, "tokens": 2, "tolerance": None, "json_to": None,
+        "for_endpoint": []}
+    (spoilt / ".lorafit_proof.json.partial").mkdir()  # where it is written to before it is renamed
+    with pytest.raises(MachineError, match="cannot be written"):
+        verbs.verify(spoilt, run, None, keep=True, **wanted)
+    assert "computes what was trained" in capsys.readouterr().out
+    verbs.verify(spoilt, run, None, keep=False, **wanted)
+
+
+def test_an_artifact_that_would_build_other_prompts_is_found(run, exported, copy):
+    name = "tokenizer and chat template"
+    artifact = copy(exported)
+    template = (artifact / "chat_template.jinja").read_text()
+    (artifact / "chat_template.jinja").write_text(template.replace("<|end|>", "<|end|> "))
+    (artifact / "lorafit_proof.json").unlink()
+    found = verified(artifact, run)
+    assert not found.passed
+    assert figures(found)["relative difference of the logits"].passed
+    assert figures(found, 1)[name].value == "has another chat template"
+    (artifact / "chat_template.jinja").unlink()
+    assert figures(verified(artifact, run), 1)[name].value == "has no chat template"
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (artifact / file).unlink()
+    assert verified(artifact, run).passed  # the base's tokenizer is what programs take

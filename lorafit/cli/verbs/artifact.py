@@ -43,13 +43,11 @@ def verify(artifact: Path | None, against: Path | None, base: str | None, *, row
     source = open_adapter(against, base)
     asked = Asked(rows, prompts, tokens, tolerance)
     found = verify_against(opened, source, asked, _say(json_to))
-    if found.passed and keep:
+    _conclude(found, json_to)
+    if keep:
         record(opened, source, asked, found)
         if json_to is None:
-            _conclude(found, json_to)
             show_artifact.kept(artifact)
-            return
-    _conclude(found, json_to)
 
 
 def verify_endpoint(artifact: Path | None, against: Path | None, base: str | None, url: str,

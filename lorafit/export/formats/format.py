@@ -44,7 +44,8 @@ class Format:
     check, where lorafit_proof.json names it:
     owns: whether a folder looks like this format's. load: puts what is in a folder on a base in
     memory, by those programs' rules, and returns a model that transformers' generate works on.
-    usage: how to load it, for the card, with {base} and {name} to be filled in.
+    usage: how to load it, for the card, with {base} and {name} to be filled in. library: what the
+    hub calls the library that reads it.
     """
 
     name: str
@@ -56,3 +57,4 @@ class Format:
     owns: Callable[[Path], bool] = _nobodys
     load: Callable[[Any, Path], Any] | None = None
     usage: str = ""
+    library: str = "peft"

@@ -169,4 +169,5 @@ def _made(modules: Mapping[str, torch.nn.Module], num_layers: int, keys: list[st
                                    for number in chosen for key in keys)}
 
 
-MLX = Format("mlx", "mlx-lm", _refuse, _write, _check, owns=_owns, load=_load)
+MLX = Format("mlx", "mlx-lm", _refuse, _write, _check, owns=_owns, load=_load,
+             library="mlx")

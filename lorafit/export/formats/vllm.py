@@ -32,9 +32,8 @@ from lorafit.export.formats.lora_only import (
     called,
     mixture_or_turned,
     reasons_against,
-    shares_its_weight,
 )
-from lorafit.export.formats.one_rank import at_one_rank
+from lorafit.export.formats.one_rank import OneRank, at_one_rank
 from lorafit.export.formats.servers import (
     is_converted,
     served_base,
@@ -43,7 +42,8 @@ from lorafit.export.formats.servers import (
     write_for_servers,
 )
 from lorafit.export.verify import Agreement
-from lorafit.model.inventory import Weight
+from lorafit.model.base import load_config, meta_model
+from lorafit.model.inventory import Weight, is_tied, weights_of
 from lorafit.model.trained import AdapterSource
 
 # What --max-lora-rank may be.
@@ -61,9 +61,6 @@ def _refused_part(model: Any, weight: Weight) -> str:
     kind = model.config.model_type
     if weight.part in ("embeddings", "head") and kind not in _WITH_EMBEDDINGS:
         return f"vLLM refuses adapters on {called(weight)} of {kind}"
-    if shares_its_weight(model, weight):
-        return (f"what an adapter on {called(weight)} changes depends on vLLM's version where "
-                "embeddings and output head are one weight")
     return mixture_or_turned("vLLM", weight, model)
 
 
@@ -75,10 +72,21 @@ def _write(source: AdapterSource, folder: Path) -> Written:
     adapter = at_one_rank(read_lora(source))
     write_for_servers(source, folder, adapter)
     limit = next(rank for rank in MAX_LORA_RANKS if rank >= adapter.rank)
+    done = [what_was_done(source, adapter)]
+    if _on_tied(source, adapter):
+        done.append("an adapter on one of two tied weights, embeddings and output head: vLLM 0.32 "
+                    "computes it, earlier versions were not tried")
     return Written(
-        is_converted(source, adapter), what_was_done(source, adapter),
+        is_converted(source, adapter), "; ".join(filter(None, done)),
         f"vllm serve {served_base(source)} --enable-lora --max-lora-rank {limit} "
         f"--lora-modules {served_name(source)}={{folder}}")
+
+
+def _on_tied(source: AdapterSource, adapter: OneRank) -> bool:
+    """Whether embeddings or output head have an adapter in a base where the two are one weight."""
+    model = meta_model(load_config(source.model), trust_remote_code=source.model.trust_remote_code)
+    return is_tied(model) and any(weight.part in ("embeddings", "head")
+                                  and weight.name in adapter.layers for weight in weights_of(model))
 
 
 def _check(source: AdapterSource, folder: Path) -> tuple[Agreement, str]:
