@@ -73,7 +73,7 @@ def test_what_would_stop_training_is_shown_and_exits_with_2(recipe: str, tmp_pat
 
 
 def refused(*options: object) -> str:
-    from lorafit.cli import verbs
+    from lorafit.cli.verbs import recipe as verbs
 
     given = dict(zip(("rows", "places", "split", "html", "tokens"), options[1:], strict=True))
     with pytest.raises(UserError) as refusal:
