@@ -130,7 +130,15 @@ def merged(result: Any) -> None:
     how = (f"shard by shard; {result.updated} weights updated, {result.replaced} replaced"
            if not result.in_memory else "in memory, by peft")
     console.print(f"merged    {result.directory} ({how})", markup=False)
-    console.print(f"checked   against base + adapter: {_agreement(result.agreement)}")
+    if result.tensors is not None:
+        found = result.tensors
+        console.print(f"checked   {found.updated} updated tensors against W + ΔW in float64, "
+                      f"{found.replaced} replaced ones and {found.unchanged} that stay; largest "
+                      f"relative difference {found.largest_relative:.1e}. Logits were not "
+                      "compared, which needs both models in memory (--check logits)")
+    else:
+        whose = "base" if result.onto == "full" else "the quantised base"
+        console.print(f"checked   against {whose} + adapter: {_agreement(result.agreement)}")
     if result.against_quantised is not None:
         console.print("          against the quantised base it was trained on: "
                       f"{_agreement(result.against_quantised)}")

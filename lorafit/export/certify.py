@@ -7,6 +7,7 @@ from lorafit.export.bases import BASE, FULL, stored_base, trained_model, with_ad
 from lorafit.export.card import write_card
 from lorafit.export.delta.held_out import kept_rows
 from lorafit.export.merge import MergeResult
+from lorafit.export.onto import FULL as ON_FULL
 from lorafit.export.proof import MERGED, Origin, write_proof
 from lorafit.export.verify import Agreement
 from lorafit.model.trained import AdapterSource
@@ -15,7 +16,9 @@ from lorafit.model.trained import AdapterSource
 def certify_merge(source: AdapterSource, result: MergeResult) -> None:
     """Write the papers of a merged model."""
     _, stored = trained_model(source)
-    measured = {with_adapter(BASE if stored is None else FULL): result.agreement}
+    whole = FULL if result.onto == ON_FULL else stored_base(stored or "")
+    label = with_adapter(BASE if stored is None else whole)
+    measured = {} if result.agreement is None else {label: result.agreement}
     if stored is not None and result.against_quantised is not None:
         measured[with_adapter(stored_base(stored))] = result.against_quantised
     _certify(source, result.directory, Origin("merge", MERGED), measured)

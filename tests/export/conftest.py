@@ -12,6 +12,7 @@ import torch
 # Names of the runs that several tests share, and what differs between them.
 _ADAPTERS: dict[str, dict[str, Any]] = {
     "plain": {"rank": 4, "alpha": 8},
+    "nf4": {"rank": 4, "alpha": 8},  # on a base in nf4
     "other": {"rank": 4, "alpha": 8},
     "rslora": {"rank": 8, "alpha": 8, "rslora": True},
     "by_layer": {"rank": 4, "alpha": 8, "rank_pattern": {"q_proj": 2},
@@ -49,7 +50,8 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         run = folder / name
         if not run.exists():
             train(Recipe.model_validate({
-                "model": {"base": "tiny", "dtype": "float32"},
+                "model": {"base": "tiny", "dtype": "float32",
+                          "quantization": "nf4" if name == "nf4" else "none"},
                 "adapter": _ADAPTERS[name],
                 "data": {"train": rows(f"{name}.jsonl", 50 if name == "other" else 0, 8),
                          "eval": rows("eval.jsonl", 100, 4)},

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lorafit.errors import UserError, VerificationError
-from lorafit.export import merge as merging
+from lorafit.export import merge_plan
 from lorafit.export.adapter import export_adapter
 from lorafit.export.merge import merge
 from lorafit.model.base import TINY
@@ -179,8 +179,8 @@ def test_a_wrong_merge_is_noticed(make_recipe, train, tmp_path, monkeypatch):
     """The check is not the computation: with twice the scale in the merge, it fails."""
     recipe = make_recipe(training=LARGE_RATE)
     train(recipe)
-    right = merging.realised_scale
-    monkeypatch.setattr(merging, "realised_scale", lambda *of, **rank: 2 * right(*of, **rank))
+    right = merge_plan.realised_scale
+    monkeypatch.setattr(merge_plan, "realised_scale", lambda *of, **rank: 2 * right(*of, **rank))
     with pytest.raises(VerificationError, match="differs from base"):
         merge(open_adapter(Path(recipe.output.dir)), tmp_path / "merged")
 
@@ -243,6 +243,7 @@ def test_merge_needs_memory_near_one_shard(tmp_path):
 import threading
 from pathlib import Path
 from lorafit.export import merge as m
+from lorafit.export.merge_plan import make_plan
 from lorafit.model.trained import AdapterSource
 from lorafit.recipe.schema import Model
 source = AdapterSource(Path({str(adapter)!r}), {{"peft_type": "LORA", "r": 4, "lora_alpha": 4}},
@@ -261,7 +262,7 @@ def watch():
         peaks.append(own_kib())
 watcher = threading.Thread(target=watch)
 watcher.start()
-m._merge_shards(m.make_plan(source, folder, shards), folder, shards, output, None, lambda t: None)
+m._merge_shards(make_plan(source, folder, shards), folder, shards, output, None, lambda t: None)
 done.set()
 watcher.join()
 print(max(peaks) - before)

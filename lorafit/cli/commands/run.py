@@ -41,11 +41,21 @@ def merge(
     dtype: Annotated[str | None, typer.Option(
         help="Convert the weights: float32, bfloat16 or float16. As on disk if left out.",
         show_default=False)] = None,
+    onto: Annotated[str, typer.Option(
+        help="Of a run on a quantised base: full (the weights before they were quantised), "
+        "dequantised (those that training saw) or requantised (those, quantised again).")] = "full",
+    compare: Annotated[bool, typer.Option(
+        "--compare", help="Of a run on a quantised base: measure the three beside what was "
+        "trained, and write nothing.")] = False,
+    check: Annotated[str, typer.Option(
+        help="What is checked: logits (both models in memory in float32), tensors (one at a time), "
+        "or auto: logits where memory allows.")] = "auto",
+    json_to: Json = None,
 ) -> None:
-    """Write base and adapter as one full-precision model, and check it against the two."""
+    """Write base and adapter as one model, tensor by tensor, and check it against the two."""
     from lorafit.cli.verbs import run as verbs
 
-    verbs.merge(trained, output, base, dtype)
+    verbs.merge(trained, output, base, dtype, onto, check, compare, json_to)
 
 
 @app.command(name="export-adapter")

@@ -42,18 +42,34 @@ def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_t
     show.answers(answers)
 
 
-def merge(trained: Path, output: Path | None, base: str | None, dtype: str | None) -> None:
-    if dtype not in (None, "float32", "bfloat16", "float16"):
-        raise UserError(f"unknown dtype {dtype!r}", "--dtype", "use float32, bfloat16 or float16")
+def merge(trained: Path, output: Path | None, base: str | None, dtype: str | None,
+          onto: str = "full", check: str = "auto", compare: bool = False,
+          json_to: Path | None = None) -> None:
+    for given, option, known in ((dtype or "float32", "dtype", ("float32", "bfloat16", "float16")),
+                                 (onto, "onto", ("full", "dequantised", "requantised")),
+                                 (check, "check", ("auto", "logits", "tensors"))):
+        if given not in known:
+            raise UserError(f"unknown {option} {given!r}", f"--{option}",
+                            f"use {', '.join(known[:-1])} or {known[-1]}")
+    if json_to is not None and not compare:
+        raise UserError("only goes with --compare", "--json", "leave it out, or add --compare")
     target = output or trained / "merged"
-    refuse_existing(target, "choose another directory with --output")
+    if not compare:
+        refuse_existing(target, "choose another directory with --output")
+    refuse_taken_json(json_to)
     settle_hub_for(trained, base)
+    from lorafit.cli import show_inspect, show_merge
     from lorafit.export.certify import certify_merge
+    from lorafit.export.merge import compare_ways
     from lorafit.export.merge import merge as run_merge
     from lorafit.model.trained import open_adapter
 
     source = open_adapter(trained, base)
-    result = run_merge(source, target, dtype, show.progress)
+    if compare:
+        show_inspect.either(json_to, compare_ways(source, _progress_beside(json_to)),
+                            lambda found: show_merge.ways(found, trained))
+        return
+    result = run_merge(source, target, dtype, show.progress, onto=onto, by=check)
     certify_merge(source, result)
     show.merged(result)
 

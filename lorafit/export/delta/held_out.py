@@ -49,7 +49,12 @@ def kept_rows(source: AdapterSource) -> Rows:
 
 def measure(model: Model, adapter: Path, rows: Rows) -> Measured:
     """Base and adapter on some rows, computed as precisely as the run was."""
-    logits = logits_of(_loaded(model, adapter), rows.ids)
+    return measure_model(_loaded(model, adapter), rows)
+
+
+def measure_model(model: Any, rows: Rows) -> Measured:
+    """A model in memory on some rows."""
+    logits = logits_of(model, rows.ids)
     return Measured(logits, _mean_loss([logits], rows))
 
 
