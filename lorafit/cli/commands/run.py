@@ -51,17 +51,29 @@ def merge(
     dtype: Annotated[str | None, typer.Option(
         help="Convert the weights: float32, bfloat16 or float16. As on disk if left out.",
         show_default=False)] = None,
+    form: Annotated[str, typer.Option(
+        "--format", help="safetensors (a directory for transformers) or gguf (llama.cpp, Ollama).")
+    ] = "safetensors",
+    gguf_type: Annotated[str | None, typer.Option(
+        help="How a GGUF stores weights: f32, f16, bf16 or q8_0. As on disk if left out.",
+        show_default=False)] = None,
 ) -> None:
     """Write base and adapter as one full-precision model, and check it against the two."""
     from lorafit.cli.verbs import run as verbs
 
-    verbs.merge(trained, output, base, dtype)
+    if form != "safetensors" or gguf_type is not None:
+        from lorafit.cli.verbs import gguf
+
+        gguf.merge(trained, output, base, dtype, form, gguf_type)
+    else:
+        verbs.merge(trained, output, base, dtype)
 
 
 @app.command(name="export-adapter")
 def export_adapter(
     trained: Trained,
-    form: Annotated[str, typer.Option("--format", help="For what: peft.")] = "peft",
+    form: Annotated[str, typer.Option(
+        "--format", help="For what: peft, gguf (llama.cpp, Ollama).")] = "peft",
     output: Output = None,
     base: Base = None,
 ) -> None:

@@ -2,9 +2,10 @@
 
 from lorafit.errors import UserError
 from lorafit.export.formats.format import Format
+from lorafit.export.formats.gguf import GGUF
 from lorafit.export.formats.peft import PEFT
 
-FORMATS: dict[str, Format] = {form.name: form for form in (PEFT,)}
+FORMATS: dict[str, Format] = {form.name: form for form in (PEFT, GGUF)}
 
 
 def format_named(name: str) -> Format:
