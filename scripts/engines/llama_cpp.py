@@ -9,7 +9,8 @@ from environment import Environment
 
 from engines.engine import Engine
 
-_CONVERT = ("import sys; from pathlib import Path; from lorafit.export.gguf.convert import convert; "
+_CONVERT = ("import sys; from pathlib import Path; "
+            "from lorafit.export.gguf.convert import convert; "
             "convert(Path(sys.argv[1]), Path(sys.argv[2]), 'f32')")
 
 

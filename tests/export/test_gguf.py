@@ -148,7 +148,7 @@ def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(tmp_path, shrunken)
     spec["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
                              "use_regex": True}
     (base / "tokenizer.json").write_text(json.dumps(spec))
-    with pytest.raises(UserError, match="cuts text in a way that llama.cpp is not known to have"):
+    with pytest.raises(UserError, match="cuts text in a way that llama"):
         convert(base, tmp_path)
 
 
@@ -160,3 +160,18 @@ def test_rows_that_do_not_divide_into_blocks_are_stored_in_f16(shrunken, tmp_pat
     assert kinds["token_embd.weight"] == "F16"
     assert kinds["blk.0.ffn_down.weight"] == "Q8_0"
     assert kinds["output_norm.weight"] == "F32"
+
+
+def test_embeddings_of_their_own_are_adapted_too(make_recipe, train, shrunken, tmp_path):
+    """llama.cpp looks rows of A up where other layers multiply by it."""
+    base = shrunken("llama", tie_word_embeddings=False)
+    recipe = make_recipe(model={"base": str(base)}, training={"learning_rate": 1e-2},
+                         adapter={"target_modules": ["k_proj", "embed_tokens", "lm_head"]})
+    train(recipe)
+    result = export_adapter(open_adapter(Path(recipe.output.dir)), tmp_path / "out",
+                            format_named("gguf"))
+    assert result.agreement.relative_rms < 1e-5
+    shapes = {tensor.name: tensor.data.shape for tensor in
+              gguf.GGUFReader(tmp_path / "out" / "adapter.gguf").tensors}
+    assert shapes["token_embd.weight.lora_a"] == (4096, 4)
+    assert shapes["output.weight.lora_b"] == (4096, 4)

@@ -1,4 +1,4 @@
-"""What chat needs in a GGUF: the template as llama.cpp's Jinja takes it, and where an answer ends."""
+"""What chat needs in a GGUF: the template for llama.cpp's Jinja, and where an answer ends."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Base and adapter as one GGUF: merged in a folder of its own, converted, read back and compared."""
+"""Base and adapter as one GGUF: merged in a folder, converted, read back and compared."""
 
 import shutil
 from collections.abc import Callable

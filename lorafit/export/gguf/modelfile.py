@@ -100,7 +100,7 @@ def modelfile(weights: str, *, adapter: str | None, base: str, tokenizer: Any,
     if turns is not None and adds_bos and tokenizer.bos_token:
         turns = _without_bos(turns, tokenizer.bos_token)
     if turns is not None and turns.strips:
-        lines.append("# The chat template strips white space around messages; send them without it.")
+        lines.append("# The chat template strips white space around messages; send none.")
     if turns is None:
         lines.append("# TEMPLATE: " + (
             "the tokenizer has no chat template" if template is None else

@@ -16,12 +16,14 @@ ORDINARY = (
 )
 UNUSUAL = (
     "  two spaces first", "a trailing space ", "many      spaces and\t\ttabs", "\n\n\nlines first",
-    "line\r\nwith returns\r\n", " ", "a\u00a0hard\u00a0space", "Grüße aus Zürich: schön, ÉCOLE, naïve",
+    "line\r\nwith returns\r\n", " ",
+    "a\u00a0hard\u00a0space", "Grüße aus Zürich: schön, ÉCOLE, naïve",
     "d\u00e9composé: de\u0301compose\u0301", "Привет, мир! Как дела?", "你好，世界。今天是2024年。",
     "こんにちは、世界！テスト", "안녕하세요 세계", "नमस्ते दुनिया", "مرحبا بالعالم", "שלום עולם",
     "👋🏽 hi 👩‍👩‍👧 ✨🎉", "½ and ² and Ⅷ and ٣", "CamelCaseWords and snake_case_words HTTPServer",
     "I'LL it'S WE'VE ’tis don’t", "x²+y²=z², ∑∞≠∂", "e-mail@example.com https://a.b/c?d=e&f#g",
-    "0123456789 3.14159 1,000,000 0x1F", "!!!??? ... --- === /// \\\\ ((()))", "ﬁ ﬀ Ǆ ſ", "\u200b\ufeff",
+    "0123456789 3.14159 1,000,000 0x1F", "!!!??? ... --- === /// \\\\ ((()))", "ﬁ ﬀ Ǆ ſ",
+    "\u200b\ufeff",
 )
 
 

@@ -146,8 +146,8 @@ def _refuse_normalizers(spec: dict[str, Any], known: set[str], where: str) -> No
         is_spaces = step["type"] != "Replace" or (
             step["pattern"], step["content"]) == ({"String": " "}, _SPACE)
         if step["type"] not in known or not is_spaces:
-            raise UserError(f"its tokenizer changes text by {step['type']} before it cuts it, which "
-                            "llama.cpp does not do", where,
+            raise UserError(f"its tokenizer changes text by {step['type']} before it cuts it, "
+                            "which llama.cpp does not do", where,
                             "serve the merged model with another engine")
 
 
