@@ -126,8 +126,10 @@ def test_a_quantised_run_is_compared_with_both_bases(tmp_path):
     assert "measured again" in str(figures(of_merged, 3).keys())
 
 
-@pytest.mark.parametrize("form", ["vllm", "sglang", "mlx"])
+@pytest.mark.parametrize("form", ["vllm", "sglang", "mlx", "gguf"])
 def test_what_other_programs_get_is_verified_by_their_rules_to_the_answer(run, tmp_path, form):
+    if form == "gguf":
+        pytest.importorskip("gguf", reason="the extra gguf is not installed")
     from lorafit.cli.verbs.run import export_adapter
 
     artifact = tmp_path / "exported"
@@ -135,9 +137,15 @@ def test_what_other_programs_get_is_verified_by_their_rules_to_the_answer(run, t
     found = verified(artifact, run)
     assert found.passed
     assert found.compared[0].facts["greedy_answers_equal"] == SHORT.prompts
-    weights = next(artifact.glob("*.safetensors"))
-    save_file({name: 2 * tensor if name.endswith(("lora_A.weight", "lora_a")) else tensor
-               for name, tensor in load_file(weights).items()}, weights)
+    if form == "gguf":
+        import gguf
+
+        for tensor in gguf.GGUFReader(artifact / "adapter.gguf", "r+").tensors:
+            tensor.data[...] *= 2 if tensor.name.endswith("lora_a") else 1
+    else:
+        weights = next(artifact.glob("*.safetensors"))
+        save_file({name: 2 * tensor if name.endswith(("lora_A.weight", "lora_a")) else tensor
+                   for name, tensor in load_file(weights).items()}, weights)
     assert not verified(artifact, run).passed
 
 

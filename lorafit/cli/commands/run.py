@@ -41,6 +41,12 @@ def merge(
     dtype: Annotated[str | None, typer.Option(
         help="Convert the weights: float32, bfloat16 or float16. As on disk if left out.",
         show_default=False)] = None,
+    form: Annotated[str, typer.Option(
+        "--format", help="safetensors (a directory for transformers) or gguf (llama.cpp, Ollama).")
+    ] = "safetensors",
+    gguf_type: Annotated[str | None, typer.Option(
+        help="How a GGUF stores weights: f32, f16, bf16 or q8_0. As on disk if left out.",
+        show_default=False)] = None,
     onto: Annotated[str, typer.Option(
         help="Of a run on a quantised base: full (the weights before they were quantised), "
         "dequantised (those that training saw) or requantised (those, quantised again).")] = "full",
@@ -55,7 +61,12 @@ def merge(
     """Write base and adapter as one model, tensor by tensor, and check it against the two."""
     from lorafit.cli.verbs import run as verbs
 
-    verbs.merge(trained, output, base, dtype, onto, check, compare, json_to)
+    if form != "safetensors" or gguf_type is not None:
+        from lorafit.cli.verbs import gguf
+
+        gguf.merge(trained, output, base, dtype, form, gguf_type, onto)
+    else:
+        verbs.merge(trained, output, base, dtype, onto, check, compare, json_to)
 
 
 @app.command(name="export-adapter")

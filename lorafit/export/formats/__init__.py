@@ -18,6 +18,7 @@ FORMATS: dict[str, str] = {
     "vllm": "vLLM",
     "sglang": "SGLang",
     "mlx": "mlx-lm",
+    "gguf": "llama.cpp and Ollama",
 }
 
 
