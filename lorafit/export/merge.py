@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lorafit.errors import UserError, VerificationError
 from lorafit.export.full_base import on_full_base
-from lorafit.export.merge_plan import MergePlan, make_plan
+from lorafit.export.merge_plan import MergePlan, Update, make_plan
 from lorafit.export.onto import (
     FULL,
     ONTO,
@@ -30,7 +29,13 @@ from lorafit.export.onto import (
 )
 from lorafit.export.onto import compare_ways as measure_ways
 from lorafit.export.tensor_check import AUTO, LOGITS, TENSORS, TensorsAgree, check_tensors
-from lorafit.export.tensor_files import Stored, stored_tensors, written
+from lorafit.export.tensor_files import (
+    Stored,
+    row_blocks,
+    stored_in,
+    stored_tensors,
+    written,
+)
 from lorafit.export.verify import Agreement, compare, using
 from lorafit.model.adapters.files import WEIGHTS, load_adapter, method_of
 from lorafit.model.base import TORCH_DTYPES, load_base, load_config, resolve_base
@@ -165,8 +170,7 @@ def _settled(by: str, plan: MergePlan, merged: Path) -> str:
                         "use --check logits, which needs the model in memory in float32")
     if by != AUTO:
         return by
-    stored = sum(math.prod(tensor.shape) for file in merged.glob("*.safetensors")
-                 for tensor in stored_tensors(file).values())
+    stored = sum(math.prod(tensor.shape) for tensor in stored_in(merged).values())
     room = free_memory_bytes()
     needs_bytes = 4 * stored + _BESIDE_BYTES
     return TENSORS if not plan.in_memory and room is not None and needs_bytes > room else LOGITS
@@ -191,11 +195,10 @@ def base_directory(source: AdapterSource) -> Path:
 
 def _merge_shards(plan: MergePlan, folder: Path, shards: dict[str, Path], output: Path,
                   dtype: str | None, say: Callable[[str], None]) -> None:
-    """Read, change and write the files tensor by tensor: one of them is in memory at a time."""
+    """Read, change and write the files a block of rows of one tensor at a time."""
     files = list(dict.fromkeys(shards.values()))
     added_dtype = TORCH_DTYPES[dtype] if dtype else _dtype_on_disk(folder)
     weight_map = {}
-    total_bytes = 0
     for number, file in enumerate(files, 1):
         say(f"shard {number}/{len(files)}")
         target = SINGLE if len(files) == 1 else file.name
@@ -203,25 +206,34 @@ def _merge_shards(plan: MergePlan, folder: Path, shards: dict[str, Path], output
         added = plan.added if number == len(files) else {}
         with written(output / target, [*stored, *added]) as writer:
             for name, tensor in stored.items():
-                merged = _merged(plan, tensor, TORCH_DTYPES[dtype] if dtype else tensor.dtype)
-                writer.add(name, merged.dtype, tuple(merged.shape), [merged])
-                weight_map[name], total_bytes = target, total_bytes + merged.nbytes
+                wanted = tensor.dtype
+                if dtype is not None and wanted.is_floating_point:
+                    wanted = TORCH_DTYPES[dtype]
+                shape = plan.replacements.get(name, tensor).shape
+                writer.add(name, wanted, tuple(shape),
+                           (block.to(wanted) for block in _merged(plan, tensor)))
             for name, weight in added.items():
-                merged = weight.to(added_dtype)
-                writer.add(name, added_dtype, tuple(merged.shape), [merged])
-                weight_map[name], total_bytes = target, total_bytes + merged.nbytes
+                writer.add(name, added_dtype, tuple(weight.shape), [weight.to(added_dtype)])
+        weight_map.update(dict.fromkeys([*stored, *added], target))
     if len(files) > 1:
+        total_bytes = sum(tensor.size_bytes for file in files
+                          for tensor in stored_tensors(output / file.name).values())
         write_json(output / INDEX, {"metadata": {"total_size": total_bytes},
                                     "weight_map": weight_map})
 
 
-def _merged(plan: MergePlan, tensor: Stored, dtype: torch.dtype) -> torch.Tensor:
+def _merged(plan: MergePlan, tensor: Stored) -> Iterator[torch.Tensor]:
+    """A tensor as it is to be written, in blocks of rows where they do not depend on each other."""
     if tensor.name in plan.replacements:
-        return plan.replacements[tensor.name].to(dtype)
-    weight = tensor.read()
-    if tensor.name in plan.updates:
-        return plan.updates[tensor.name].apply(weight).to(dtype)
-    return weight.to(dtype) if weight.is_floating_point() else weight
+        yield plan.replacements[tensor.name]
+        return
+    update = plan.updates.get(tensor.name)
+    if update is None or (isinstance(update, Update) and update.is_by_rows(tensor.shape)):
+        for start, count in row_blocks(tensor.shape):
+            block = tensor.read(start, count) if tensor.shape else tensor.read()
+            yield block if update is None else update.of_rows(start, count).apply(block)
+        return
+    yield update.apply(tensor.read())
 
 
 def _copy_settings(plan: MergePlan, folder: Path, output: Path, dtype: str | None) -> None:
@@ -291,11 +303,6 @@ def _dtype_name(folder: Path) -> str:
 
 
 def _dtype_on_disk(folder: Path) -> torch.dtype:
-    """The coarsest floating-point dtype among a model's tensors."""
-    found = set()
-    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    for file in set(weight_shards(folder).values()):
-        with safe_open(file, "pt") as reader:
-            found |= {names.get(reader.get_slice(name).get_dtype(), torch.float32)
-                      for name in reader.keys()}
-    return max(found, key=lambda dtype: _TOLERANCE[dtype])
+    """The coarsest floating-point dtype among a model's tensors; float32 where there is none."""
+    found = {tensor.dtype for tensor in stored_in(folder).values()} & _TOLERANCE.keys()
+    return max(found or {torch.float32}, key=lambda dtype: _TOLERANCE[dtype])

@@ -6,7 +6,7 @@ file where it cannot (fused experts, checkpoints whose names differ from the mod
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,17 @@ class Update:
     magnitude: torch.Tensor | None = None
     embedding: bool = False
     is_transposed: bool = False
+
+    def is_by_rows(self, shape: tuple[int, ...]) -> bool:
+        """Whether a row of the merged weight needs that row of A·B and of the weight alone."""
+        return (not self.embedding and not self.is_transposed
+                and shape == (len(self.b), self.a.shape[1]))
+
+    def of_rows(self, start: int, count: int) -> "Update":
+        """What changes some rows of such a weight."""
+        magnitude = self.magnitude
+        return replace(self, b=self.b[start:start + count], magnitude=None if magnitude is None
+                       else magnitude.flatten()[start:start + count])
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """The merged weight in float32."""

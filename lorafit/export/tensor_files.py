@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lorafit.errors import UserError
+from lorafit.model.weight_files import weight_shards
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -33,6 +34,7 @@ _LENGTH_BYTES = 8
 _ENTRY_BYTES = 200  # of a header's entry beside the name: dtype, shape, two offsets
 _LARGEST_HEADER_BYTES = 100_000_000  # of what the library reads
 ALIGNMENT_BYTES = 8
+BLOCK_NUMBERS = 1 << 20  # of a tensor that are in memory together: 8 MiB in float64
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,21 @@ def stored_tensors(file: Path) -> dict[str, Stored]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"is damaged: {error}", str(file), "copy it again") from None
     return dict(sorted(found.items(), key=lambda item: item[1].offset_bytes))
+
+
+def stored_in(folder: Path) -> dict[str, Stored]:
+    """The tensors of a model's files."""
+    return {name: tensor for file in dict.fromkeys(weight_shards(folder).values())
+            for name, tensor in stored_tensors(file).items()}
+
+
+def row_blocks(shape: tuple[int, ...], rows: int = 0) -> Iterator[tuple[int, int]]:
+    """First row and number of rows of blocks to read: `rows` at a time, as many as BLOCK_NUMBERS
+    allows if 0. A single number is one block of one."""
+    first, inner = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    rows = rows or max(1, BLOCK_NUMBERS // max(1, inner))
+    for start in range(0, first, rows):
+        yield start, min(rows, first - start)
 
 
 def header_room_bytes(names: Iterable[str]) -> int:
