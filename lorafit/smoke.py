@@ -15,6 +15,7 @@ import torch
 from lorafit.data.reading import sources_of
 from lorafit.errors import UserError
 from lorafit.model.base import TINY, is_hub_id, load_config, load_tokenizer, quiet_libraries
+from lorafit.model.device import find_device
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.loading import replace
 from lorafit.recipe.schema import Data, Recipe
@@ -57,6 +58,9 @@ def smoke_recipe(recipe: Recipe, folder: Path, hub_reachable: bool) -> Recipe:
             "eval_every": 2, "checkpoint_every": 2,
             "warmup": min(1, recipe.training.warmup), "sample_tokens": 4,
             "sample_prompts": recipe.training.sample_prompts[:1],
+            # Of the device, not of the recipe's sense: a smoke run has to run anywhere.
+            "activation_offloading": (recipe.training.activation_offloading
+                                      and find_device()[0].type == "cuda"),
         },
         output={"dir": str(folder / "run")},
     )

@@ -32,6 +32,7 @@ from lorafit.model.fast.speed_up import speed_up
 from lorafit.model.inventory import LINEAR, decoder_layers, module_words, weights_of
 from lorafit.model.isolation import settle_packing
 from lorafit.model.loss import SummedLoss
+from lorafit.model.offload import settle_offloading
 from lorafit.model.recompute import recompute_activations, settle_recomputation
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.auto import Decision
@@ -246,6 +247,8 @@ def build_lorafit(workload: Workload, name: str = "lorafit", what: str = "lorafi
         side.decisions.append(settle_recomputation(
             side.module, setting, max(batch.computed_tokens for batch in side.micro_batches()),
             workload.device, device_memory_bytes(workload.device), may_run_layers_again=False))
+    side.decisions += settle_offloading(adapted, workload.training.activation_offloading,
+                                        workload.device)
     return side
 
 

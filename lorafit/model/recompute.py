@@ -45,12 +45,14 @@ def drop_input_gradients(model: Any) -> None:
 
 
 def settle_recomputation(module: SummedLoss, setting: str, tokens: int, device: torch.device,
-                         memory_bytes: int, *, may_run_layers_again: bool) -> Decision:
+                         memory_bytes: int, *, may_run_layers_again: bool,
+                         offloads: bool = False) -> Decision:
     """Put the recipe's setting on a model, or with `auto` what keeps most and fits.
 
     `full` set in the recipe is put on the base before, by `recompute_activations`. tokens: most
-    that a micro-batch has. memory_bytes: of the device. What is kept is measured by one small
-    forward pass. UserError for `selective` on a model without a gated MLP in its fast form.
+    that a micro-batch has. memory_bytes: of the device. offloads: what is kept moves to the host
+    (`model/offload.py`). What is kept is measured by one small forward pass. UserError for
+    `selective` on a model without a gated MLP in its fast form.
     """
     inner: Any = module.model.get_base_model()
     mlps = [m for m in module.modules() if isinstance(m, FastGatedMlp | FastExperts)]
@@ -73,7 +75,7 @@ def settle_recomputation(module: SummedLoss, setting: str, tokens: int, device: 
         layer_input = tokens * config.hidden_size * inner.dtype.itemsize
         kept["full"] = (layer_input * config.num_hidden_layers
                         + _LARGEST_LAYER * kept["none"] / config.num_hidden_layers)
-    decision = auto.activation_checkpointing(kept, held, memory_bytes)
+    decision = auto.activation_checkpointing(kept, held, memory_bytes, offloads=offloads)
     if decision.value == "selective":
         _keep_inner(mlps, False)
     elif decision.value == "full":

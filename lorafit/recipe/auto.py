@@ -165,14 +165,18 @@ def micro_batch_size(setting: int | str, batch_size: int, ranks: int, tokens_a_r
 _USABLE_MEMORY = 0.85
 
 
-def activation_checkpointing(kept_bytes: dict[str, float], held_bytes: int, memory_bytes: int
-                             ) -> Decision:
+def activation_checkpointing(kept_bytes: dict[str, float], held_bytes: int, memory_bytes: int,
+                             *, offloads: bool = False) -> Decision:
     """The way that keeps most of the forward pass and fits.
 
     kept_bytes: by way (none, selective, full, as far as there are), what a micro-batch keeps.
-    held_bytes: what is there in any case. memory_bytes: the device's.
+    held_bytes: what is there in any case. memory_bytes: the device's. offloads: what is kept moves
+    to the host, and the way is the one that moves least.
     """
     key = "training.activation_checkpointing"
+    if offloads and "full" in kept_bytes:
+        return Decision(key, "full", "with activation_offloading only layers' inputs move; more "
+                        "takes longer to copy than to compute again")
     room = _USABLE_MEMORY * memory_bytes - held_bytes
     ways = {way: kept_bytes[way] for way in ("none", "selective", "full") if way in kept_bytes}
     chosen = next((way for way, kept in ways.items() if kept <= room), list(ways)[-1])

@@ -275,6 +275,10 @@ class Training(Section):
     """What the backward pass computes again instead of finding it kept: nothing (`none`), the
     inner tensors of gated MLPs (`selective`: about half the memory), or whole layers (`full`, also
     `true`: least memory, about a third more time). `auto` keeps what fits into the device."""
+    activation_offloading: bool = False
+    """Move what layers keep for the backward pass to the host's memory, and back in time. `auto`
+    checkpointing is then `full`, so that layers' inputs are all that moves: more takes longer to
+    copy than to compute again. On GPUs only, and not yet run on one (docs/performance.md)."""
     eval_every: PositiveInt | None = None
     """Evaluate after every so many steps, and always at the end. Ten times a run if left out."""
     early_stopping: PositiveInt | None = None

@@ -33,6 +33,7 @@ from lorafit.model.device import device_memory_bytes, find_device
 from lorafit.model.fast.speed_up import FastPath, speed_up
 from lorafit.model.isolation import settle_packing
 from lorafit.model.loss import SummedLoss
+from lorafit.model.offload import refuse_offloading, settle_offloading
 from lorafit.model.recompute import recompute_activations, settle_recomputation
 from lorafit.model.stored import refuse_misfit as refuse_misfit_on_stored
 from lorafit.model.stored import stored_as
@@ -145,6 +146,8 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
     stored = stored_as(config)
     shapes = bases.meta_model(config, trust_remote_code=recipe.model.trust_remote_code)
     refuse_misfit_on_stored(recipe.adapter, stored, shapes)
+    device, facts = find_device()
+    refuse_offloading(training.activation_offloading, device, shapes)
     tokenizer = bases.load_tokenizer(recipe.model)
     train_data: TokenisedData | None = None
     if data.streaming:
@@ -164,7 +167,6 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
     remarks = list(targets.remarks)
     refuse_misfit(shapes, recipe.adapter)
 
-    device, facts = find_device()
     text_config = config.get_text_config()
     dtype = auto.dtype(recipe.model.dtype, facts)
     attention = auto.attention(recipe.model.attention, facts, dtype.value,
@@ -275,17 +277,19 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     fast = speed_up(adapted)
     decisions += fast.decisions
     summed_loss = SummedLoss(adapted, fast.head)
-    decisions.append(settle_recomputation(
+    offloads = recipe.training.activation_offloading
+    recomputation = settle_recomputation(
         summed_loss, recipe.training.activation_checkpointing, _most_tokens(prepared, recipe),
         prepared.device, device_memory_bytes(prepared.device),
-        may_run_layers_again=not recipe.adapter.row.why_not_recomputed))
+        may_run_layers_again=not recipe.adapter.row.why_not_recomputed, offloads=offloads)
+    decisions += [recomputation, *settle_offloading(adapted, offloads, prepared.device)]
     record = Record(
         decisions, describe(adapted), prepared.train.as_dict(),
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
         str(prepared.device), accelerator.num_processes, skipped,
         checkpoint.name if checkpoint else None,
         getattr(prepared.config, "_commit_hash", None),
-        [*prepared.remarks, *_on_copies(fast, decisions[-1])],
+        [*prepared.remarks, *_on_copies(fast, recomputation)],
     )
     if accelerator.is_main_process:
         _keep_record(run, record, progress)
