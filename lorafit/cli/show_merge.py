@@ -7,7 +7,8 @@ from rich.table import Table
 
 from lorafit.cli import show
 
-_WHAT = {"full": "the base before it was quantised", "dequantised": "the base as training saw it",
+_WHAT = {"full": "onto the base before it was quantised",
+         "dequantised": "onto the base as training saw it, in 16 or 32 bits",
          "requantised": "the same, quantised again"}
 
 
@@ -15,15 +16,16 @@ def ways(found: Any, trained: Path) -> None:
     table = Table(title=f"merged, against what was trained on {found.stored} ({found.rows})",
                   title_justify="left")
     table.add_column("onto")
-    table.add_column("what that is")
     for heading in ("MB", "loss", "mean KL", "top-1", "largest difference"):
         table.add_column(heading, justify="right")
-    table.add_row("", "as trained, not merged", "", f"{found.trained_loss:.4f}", "", "", "")
+    table.add_row("not merged", "", f"{found.trained_loss:.4f}", "", "", "")
     for way in found.ways:
         agreement = way.agreement
-        table.add_row(way.onto, _WHAT[way.onto], f"{way.size_bytes / 1e6:,.1f}", f"{way.loss:.4f}",
+        table.add_row(way.onto, f"{way.size_bytes / 1e6:,.1f}", f"{way.loss:.4f}",
                       f"{agreement.mean_kl:.2e}", f"{agreement.top1:.2%}",
                       f"{agreement.max_difference:.2e}")
     show.console.print(table)
+    for onto, what in _WHAT.items():
+        show.console.print(f"{onto:12}{what}", markup=False)
     show.console.print(f"best      {found.recommended}: {found.reason}", markup=False)
     show.next_commands([f"lorafit merge {trained} --onto {found.recommended}"])

@@ -25,8 +25,8 @@ from lorafit.recipe.schema import Model
 
 FULL, DEQUANTISED, REQUANTISED = "full", "dequantised", "requantised"
 ONTO = (FULL, DEQUANTISED, REQUANTISED)
-# Held-out losses closer than this share of the trained model's are taken for equal.
-_ALIKE = 0.005
+# Held-out losses this close are taken for equal: a share of the trained model's, or nats a token.
+_ALIKE, _ALIKE_NATS = 0.005, 1e-3
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,11 @@ def compare_ways(source: AdapterSource, write: Callable[[str, Path], None],
 def recommend(ways: list[Way], trained_loss: float) -> tuple[str, str]:
     """The way with the lowest loss; among those that are alike, the nearest to what was trained."""
     lowest = min(way.loss for way in ways)
-    alike = [way for way in ways if way.loss <= lowest + _ALIKE * trained_loss]
+    near = max(_ALIKE * trained_loss, _ALIKE_NATS)
+    alike = [way for way in ways if way.loss <= lowest + near]
     best = min(alike, key=lambda way: way.agreement.mean_kl)
     if len(alike) == 1:
         return best.onto, "its held-out loss is the lowest"
     others = ", ".join(way.onto for way in alike if way is not best)
-    return best.onto, (f"its held-out loss is as low as that of {others} (within {_ALIKE:.1%} of "
-                       "the trained model's), and it is the nearest to what was trained")
+    return best.onto, (f"its held-out loss is as low as that of {others} (to {near:.1g} nats), and "
+                       "it is the nearest to what was trained")

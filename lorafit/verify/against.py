@@ -77,6 +77,9 @@ def verify_against(artifact: Artifact, source: AdapterSource, asked: Asked,
     compared.append(Compared("the run's way from messages to tokens",
                              [tokenizer_figure(artifact.path, source, rows)], {}))
     compared += _proof_figures(artifact, source, rows, compared)
+    if artifact.is_quantised:
+        remarks.append("its weights were quantised again, for which no limit is right: the figures "
+                       "are told and not judged (lorafit merge RUN --compare)")
     return Verification(
         f"{artifact.path}: {artifact.kind}",
         f"{rows.what}, {sum(len(ids) for ids in rows.ids):,} tokens{answered}",
@@ -90,10 +93,12 @@ def _pairs(artifact: Artifact, source: AdapterSource, references: list[Reference
     the full one is measured too, because servers load it."""
     trained, last = references[0], references[-1]
     if artifact.form is None:
-        limits = figures.ROUNDED[artifact.dtype]
+        judged = _merged_onto(artifact, references)
+        limits = None if artifact.is_quantised else figures.ROUNDED[artifact.dtype]
         return [_Pair(lambda: _model(artifact.path, source.model), [
             (each, with_adapter(each.label),
-             _asked_limits(limits, asked) if each is last else None) for each in references])]
+             _asked_limits(limits, asked) if each is judged and limits else None)
+            for each in references])]
     load = artifact.form.load
     assert load is not None
     limits = (figures.EXACT if holds_the_trained_tensors(artifact, source.directory)
@@ -107,6 +112,14 @@ def _pairs(artifact: Artifact, source: AdapterSource, references: list[Reference
             (trained, f"{with_adapter(trained.label)}, when the artifact is put on {last.label}, "
              "as servers do", None)]))
     return pairs
+
+
+def _merged_onto(artifact: Artifact, references: list[Reference]) -> Reference:
+    """The reference that a merged model was checked against when it was made: its proof names that
+    first. The full-precision base's where there is no proof."""
+    measured = artifact.proof["measured"] if artifact.proof is not None else {}
+    return next((each for label in measured for each in references
+                 if with_adapter(each.label) == label), references[-1])
 
 
 def _measured(pairs: list[_Pair], rows: Rows, prompts: list[list[int]], asked: Asked,

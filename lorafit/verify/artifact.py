@@ -41,6 +41,15 @@ class Artifact:
         return f"an adapter for {self.form.for_what} ({self.form.name})"
 
     @property
+    def is_quantised(self) -> bool:
+        """Whether it is a model whose weights were quantised again, for which no limit is right."""
+        try:
+            values = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            return self.form is None and bool(values.get("quantization_config"))
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    @property
     def base(self) -> str | None:
         """The base that an adapter's own configuration names."""
         try:

@@ -128,7 +128,7 @@ def test_every_verb_has_help(verb):
     assert "Usage" in said(lorafit(verb, "--help"))
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.long)])
 def test_no_encoding_stops_a_verb(
     make_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     chat_file: Callable[..., Path], encoding: str,
