@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parent.parent.parent
 SCRIPT = REPOSITORY / "scripts" / "benchmark_growth.py"
 SMALLEST = ["--gpu-shape", "tiny", "--tokens", "48", "--length", "24", "--rank", "2",
@@ -18,6 +20,7 @@ def growth(*arguments: str) -> subprocess.CompletedProcess[str]:
                           env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
 
 
+@pytest.mark.long
 def test_two_points_of_an_axis(tmp_path: Path) -> None:
     done = growth("--no-plot", "--ranks", "2,4", "--lengths", "24", "--shares", "0.6", "--layers",
                   "2", "--output", str(tmp_path))

@@ -37,6 +37,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return type_
 
 
+@pytest.mark.long
 def test_a_process_prints_scores_differences_and_answers(run: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lorafit", "eval", str(run), "--pattern", r"(\d+)", "--rows", "3"],

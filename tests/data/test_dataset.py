@@ -444,6 +444,7 @@ def test_a_damaged_entry_is_made_again(run: Run) -> None:
         assert again.report == first.report
 
 
+@pytest.mark.long
 def test_processes_that_want_the_same_rows_wait_for_the_first(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [(f"q{n}", f"a{n}") for n in range(3000)])
     script = tmp_path / "reader.py"

@@ -86,6 +86,7 @@ def test_a_hostile_template_is_a_bad_row_within_seconds(name: str) -> None:
     assert time.monotonic() - start < PATIENCE_S
 
 
+@pytest.mark.long
 def test_hostile_templates_do_not_fill_the_memory() -> None:
     """All of them in a process of their own, which says how much it needed at most."""
     code = """

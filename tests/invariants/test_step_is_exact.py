@@ -138,6 +138,7 @@ def test_two_ranks_equal_one_with_dropout_and_a_last_batch_that_does_not_divide(
     assert largest_difference(adapter_tensors(runs[0]), adapter_tensors(runs[1])) < WEIGHTS
 
 
+@pytest.mark.long
 def test_accelerate_launch_trains_what_lorafit_launches(make_recipe, tmp_path):
     own, accelerated = make_recipe("own"), make_recipe("accelerated")
     done = lorafit("train", written(own, tmp_path / "own.yaml"), "--num-processes", "2",

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.serve.conftest import KEY, QUESTION, Server
 
 
@@ -16,6 +18,7 @@ def talk(*arguments: str, said: str, **environment: str) -> subprocess.Completed
         capture_output=True, timeout=240, env={**os.environ, **environment})
 
 
+@pytest.mark.long
 def test_a_conversation_with_base_and_adapters(
     run_of: Any, generated: Any, tmp_path: Path,
 ) -> None:

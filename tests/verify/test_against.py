@@ -105,6 +105,7 @@ def test_an_artifact_without_the_adapter_in_it_has_no_effect(run, exported, copy
         assert any(remark.startswith("NO EFFECT") for remark in found.remarks)
 
 
+@pytest.mark.long
 def test_a_quantised_run_is_compared_with_both_bases(tmp_path):
     from lorafit.cli.verbs.run import export_adapter, merge
 
