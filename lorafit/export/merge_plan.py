@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lorafit.errors import Problem, UserError
+from lorafit.export.delta.files import NOT_A_PRODUCT
 from lorafit.export.own import ColumnUpdate, column_updates, trained_weights
 from lorafit.export.tensor_files import stored_tensors
 from lorafit.model.adapters.files import WEIGHTS, method_of
@@ -98,6 +99,10 @@ def make_plan(source: AdapterSource, folder: Path, shards: dict[str, Path]) -> M
     if method != "lora":
         plan.in_memory = f"the adapter is {method}"
         return plan
+    for key in (*NOT_A_PRODUCT, "alora_invocation_tokens"):
+        if source.config.get(key):
+            plan.in_memory = f"with {key} the update is not scale·B·A"
+            return plan
     tensors = load_file(source.directory / WEIGHTS)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():

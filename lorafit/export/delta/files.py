@@ -24,7 +24,7 @@ _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
 _MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
 THIN = ("lora", "paca")  # methods whose ΔW is a product of two thin matrices
 # Kinds of LoRA whose update is not scale·B·A; by peft's field.
-_NOT_A_PRODUCT = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config")
+NOT_A_PRODUCT = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def refuse_other_than_lora(source: AdapterSource, what: str) -> None:
         raise UserError(
             f"{method} cannot be {what}: only LoRA's update is a product of two factors",
             str(source.directory), "merge it instead (lorafit merge), or train with method: lora")
-    for key in _NOT_A_PRODUCT:
+    for key in NOT_A_PRODUCT:
         if source.config.get(key):
             raise UserError(f"an adapter with {key} cannot be {what}: its update is not B·A",
                             str(source.directory), "merge it instead: lorafit merge")
