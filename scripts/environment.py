@@ -83,7 +83,8 @@ def build(environment: Environment, torch: str | None, work: Path) -> None:
                                           *map(distribution, pinned)}]
     own = {distribution(package) for package in environment.packages}
     needs = [need for need in needs if distribution(need) not in own]
-    pip("-c", str(constraints), *needs)
+    if needs:
+        pip("-c", str(constraints), *needs)
     # A need's own needs may have pulled in what was to be left out.
     for name in environment.without:
         run([str(environment.python(work)), "-m", "pip", "uninstall", "-y", name], log)
