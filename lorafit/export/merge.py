@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from lorafit.errors import UserError, VerificationError
+from lorafit.export.delta.files import THIN
+from lorafit.export.formats.lora_only import incomplete
 from lorafit.export.full_base import on_full_base
 from lorafit.export.merge_plan import MergePlan, Update, make_plan
 from lorafit.export.onto import (
@@ -89,6 +91,8 @@ def merge(source: AdapterSource, output: Path, dtype: str | None = None,
         by = _settled(by, plan, partial)
         if by == TENSORS:
             say("checking every merged tensor against base and adapter")
+            if method_of(source.config) in THIN and (problems := incomplete(converted)):
+                raise UserError(problems=problems)
             return replace(result, tensors=check_tensors(
                 converted, base_directory(converted), partial, plan, output))
         say("checking the merged model against base + adapter")

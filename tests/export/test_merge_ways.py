@@ -1,5 +1,6 @@
 """Merging an adapter of a quantised base in three ways, and the check by tensors."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -95,6 +96,24 @@ def test_less_memory_than_the_model_takes_leads_to_the_check_by_tensors(run_of, 
                                                                         monkeypatch):
     monkeypatch.setattr(merging, "free_memory_bytes", lambda: 1 << 20)
     assert merge(open_adapter(run_of("plain")), tmp_path / "merged").tensors is not None
+
+
+@pytest.mark.parametrize("by", ["tensors", "logits"])
+def test_a_base_with_more_layers_than_were_trained_is_refused(run_of, tmp_path, by):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lorafit.model.base import TINY
+
+    taller = AutoModelForCausalLM.from_pretrained(TINY)
+    taller.model.layers.append(copy.deepcopy(taller.model.layers[0]))
+    taller.config.num_hidden_layers += 1
+    if getattr(taller.config, "layer_types", None):
+        taller.config.layer_types = [*taller.config.layer_types, taller.config.layer_types[0]]
+    taller.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match="incomplete"):
+        merge(open_adapter(run_of("plain"), str(tmp_path / "base")), tmp_path / "merged", by=by)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_an_adapter_of_another_shape_is_refused_before_anything_is_written(run_of, tmp_path):

@@ -131,6 +131,13 @@ def _layers(source: AdapterSource) -> LoraAdapter | Problem:
     return adapter
 
 
+def incomplete(source: AdapterSource) -> list[Problem]:
+    """Why the file does not hold an A and a B for every layer that its configuration adapts in this
+    base, and for no other; empty when it does."""
+    model = meta_model(load_config(source.model), trust_remote_code=source.model.trust_remote_code)
+    return _incomplete(source, model, read_lora(source))
+
+
 def _incomplete(source: AdapterSource, model: Any, adapter: LoraAdapter) -> list[Problem]:
     """Layers that the configuration adapts and the file lacks, and the other way round."""
     try:
