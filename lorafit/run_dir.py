@@ -106,12 +106,7 @@ class RunDir:
                 str(self.path),
                 "continue it with --resume, or choose another with --set output.dir=DIR",
             )
-        refuse_existing(self.path, "choose another with --set output.dir=DIR")
-        ancestor = next(path for path in (self.path, *self.path.absolute().parents)
-                        if path.exists())
-        if not (ancestor.is_dir() and os.access(ancestor, os.W_OK)):
-            raise UserError("nothing can be written there", str(ancestor),
-                            "choose another with --set output.dir=DIR")
+        refuse_target(self.path, "choose another with --set output.dir=DIR")
 
     def create(self) -> None:
         """Make the directory. UserError when it is taken."""
@@ -125,12 +120,22 @@ class RunDir:
             ) from error
 
 
-def refuse_existing(path: Path, remedy: str) -> None:
-    """UserError when `path` is a file or a directory with something in it."""
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists():
+def refuse_target(path: Path, remedy: str, needs_bytes: int = 0) -> None:
+    """UserError when something is at `path` already, or it cannot be made there.
+
+    An empty directory may be. needs_bytes: what is going to be written, which has to find room.
+    """
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not is_empty:
         raise UserError("already exists; nothing was overwritten", str(path), remedy)
+    ancestor = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not (ancestor.is_dir() and os.access(ancestor, os.W_OK)):
+        raise UserError("nothing can be written there", str(ancestor), remedy)
+    free_bytes = shutil.disk_usage(ancestor).free
+    if needs_bytes > free_bytes:
+        raise UserError(
+            f"has no room: {needs_bytes / 1e6:,.1f} MB are going to be written, "
+            f"{free_bytes / 1e6:,.1f} MB are free", str(ancestor), f"make room, or {remedy}")
 
 
 def write_text(path: Path, text: str) -> None:

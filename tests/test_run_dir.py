@@ -16,7 +16,7 @@ from lorafit.run_dir import (
     committed_directory,
     damage,
     read_jsonl,
-    refuse_existing,
+    refuse_target,
     write_json,
     write_manifest,
     write_text,
@@ -210,7 +210,14 @@ def test_a_directory_with_anything_else_in_it_is_refused_and_kept(tmp_path: Path
         RunDir(tmp_path / "thesis.txt").create()
     with pytest.raises(UserError, match="nothing can be written there"):
         RunDir(tmp_path / "thesis.txt" / "run").create()
-    refuse_existing(tmp_path / "new", "")
+    refuse_target(tmp_path / "new", "")
+
+
+def test_a_target_without_room_for_what_is_written_is_refused(tmp_path: Path) -> None:
+    refuse_target(tmp_path / "new" / "deep", "", needs_bytes=1)
+    with pytest.raises(UserError, match=r"has no room: 1,000,000,000\.0 MB are going"):
+        refuse_target(tmp_path / "new", "choose another", needs_bytes=10**15)
+    assert names(tmp_path) == []
 
 
 def test_checkpoints_are_listed_in_the_order_of_their_steps(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from lorafit import libraries
@@ -9,7 +10,7 @@ from lorafit.data.reading import Given, check_source, sources_of
 from lorafit.errors import UserError
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Data, Model, Recipe
-from lorafit.run_dir import RunDir, refuse_existing
+from lorafit.run_dir import RunDir, refuse_target
 
 
 def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
@@ -57,10 +58,20 @@ def sources(data: Data) -> list[Given]:
     return [*sources_of(data, "train"), *sources_of(data, "eval")]
 
 
+def refuse_beside(option: str, because: str, others: Mapping[str, bool]) -> None:
+    """UserError when an option is given together with others that it leaves no use for.
+
+    option: empty where it was not given. others: by name, whether they were.
+    """
+    if given := [name for name, is_given in others.items() if option and is_given]:
+        raise UserError(f"{option} {because}, so it leaves no use for {', '.join(given)}",
+                        given[0], f"leave it out, or leave out {option}")
+
+
 def refuse_taken_json(target: Path | None) -> None:
     if target is None or str(target) == "-":
         return
-    refuse_existing(target, "choose another file with --json")
+    refuse_target(target, "choose another file with --json")
     if not target.absolute().parent.is_dir():
         raise UserError("no such directory", str(target.parent),
                         "make it, or choose another file with --json")

@@ -12,6 +12,28 @@ _WHAT = {"full": "onto the base before it was quantised",
          "requantised": "the same, quantised again"}
 
 
+def plan(found: Any) -> None:
+    """What a merge would do."""
+    line = show.console.print
+    if found.in_memory:
+        line(f"in memory by peft: {found.in_memory}", markup=False)
+    else:
+        table = Table()
+        for heading in ("tensors", "kind", "what happens"):
+            table.add_column(heading, justify="right" if heading == "tensors" else "left")
+        for kinds, what in ((found.updated, "updated: W + ΔW"),
+                            (found.replaced, "replaced by the adapter's own")):
+            for kind, number in kinds.items():
+                table.add_row(str(number), kind, what)
+        for name in found.added:
+            table.add_row("1", name, "added")
+        table.add_row(str(found.unchanged), "all others", "as they are")
+        line(table)
+    if found.untie:
+        line("embeddings  input and output embeddings no longer share a weight")
+    line(f"size        {found.size_bytes / 1e6:,.1f} MB")
+
+
 def ways(found: Any, trained: Path) -> None:
     table = Table(title=f"merged, against what was trained on {found.stored} ({found.rows})",
                   title_justify="left")

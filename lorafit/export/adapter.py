@@ -17,7 +17,7 @@ from lorafit.export.surroundings import write_surroundings
 from lorafit.export.verify import Agreement
 from lorafit.model.adapters.files import check_adapter_files
 from lorafit.model.trained import AdapterSource
-from lorafit.run_dir import committed_directory, refuse_existing
+from lorafit.run_dir import committed_directory, refuse_target
 
 # ‖Δlogits‖ / ‖logits‖ of an adapter that was converted, computed in float32: the sums are the same
 # numbers added in another order.
@@ -52,7 +52,7 @@ def export_adapter(source: AdapterSource, output: Path, form: Format = PEFT, *,
     within rounding where numbers had to be converted. With `max_rank` larger ranks are cut to it
     first (docs/inspect.md); what is written then computes the logits of the adapter that was cut.
     """
-    refuse_existing(output, "choose another directory with --output")
+    refuse_target(output, "choose another directory with --output")
     problems = [*form.refuse(source), *_too_large(source, form, max_rank)]
     if problems:
         raise UserError(problems=problems)

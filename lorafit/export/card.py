@@ -17,8 +17,9 @@ from lorafit.data.reading import sources_of
 from lorafit.export.delta.base import open_base
 from lorafit.export.formats import format_named
 from lorafit.export.formats.format import Format
-from lorafit.export.proof import CARD, MERGED
+from lorafit.export.proof import CARD, MERGED, MERGED_GGUF
 from lorafit.model.adapters.files import method_of
+from lorafit.model.adapters.lora import VLLM_RANKS
 from lorafit.model.base import is_hub_id, resolve_base
 from lorafit.model.trained import AdapterSource
 from lorafit.recipe.schema import Model, Recipe
@@ -27,6 +28,25 @@ from lorafit.run_dir import RunDir, read_json, read_jsonl, write_text
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _CURVE = 8  # points of the loss curve in the table
 _LICENCE_KEYS = ("license", "license_name", "license_link")
+
+# How a merged model is loaded, by its form.
+_MODELS = {MERGED: """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}", dtype="auto", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```
+
+```sh
+vllm serve {name}
+```
+""", MERGED_GGUF: """\
+```sh
+llama-cli -m {name}/model.gguf
+ollama create {name} -f {name}/Modelfile
+```
+"""}
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,8 @@ def card(source: AdapterSource, name: str, proof: dict[str, Any], command: str =
 
     `name` is what the artifact is called where it is loaded; `{folder}` stands for it in `command`.
     """
-    merged = proof["form"] == MERGED
+    model_usage = _MODELS.get(proof["form"])
+    merged = model_usage is not None
     base = base_name(source.model)
     licence = base_licence(source.model)
     form = None if merged else format_named(proof["form"])
@@ -67,13 +88,17 @@ def card(source: AdapterSource, name: str, proof: dict[str, Any], command: str =
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     rank = source.config.get("r")
     return template.render(
-        front_matter=_front_matter(source, form, licence), name=name, merged=merged, base=base,
+        front_matter=_front_matter(
+            source, form, licence, "gguf" if proof["form"] == MERGED_GGUF else "transformers"),
+        name=name,
+        merged=merged, base=base,
         base_on_hub=is_hub_id(source.model.base), licence=licence, proof=proof,
         method=method_of(source.config), recipe=source.recipe, data_sets=_data_sets(source.recipe),
         trained=_trained(source.run), version=__version__,
-        usage="" if form is None else form.usage.replace("{base}", base).replace("{name}", name),
+        usage=(model_usage or ("" if form is None else form.usage))
+        .replace("{base}", base).replace("{name}", name),
         command=_with_base_name(command.replace("{folder}", name), source.model, base),
-        rank=rank if isinstance(rank, int) else None, form=proof["form"],
+        vllm_ranks=VLLM_RANKS, rank=rank if isinstance(rank, int) else None, form=proof["form"],
         for_what="" if form is None else form.for_what,
     )
 
@@ -103,8 +128,10 @@ def base_licence(model: Model) -> dict[str, str]:
     return {key: str(values[key]) for key in _LICENCE_KEYS if values.get(key)}
 
 
-def _front_matter(source: AdapterSource, form: Format | None, licence: dict[str, str]) -> str:
-    """YAML as the hub reads it; what is not known is left out. form: None for a merged model."""
+def _front_matter(source: AdapterSource, form: Format | None, licence: dict[str, str],
+                  model_library: str = "transformers") -> str:
+    """YAML as the hub reads it; what is not known is left out. form: None for a merged model, which
+    `model_library` loads."""
     from huggingface_hub import ModelCardData
 
     on_hub = is_hub_id(source.model.base)
@@ -113,7 +140,7 @@ def _front_matter(source: AdapterSource, form: Format | None, licence: dict[str,
             "merge" if form is None else "adapter"]
     data = ModelCardData(
         base_model=source.model.base if on_hub else None,
-        library_name="transformers" if form is None else form.library,
+        library_name=model_library if form is None else form.library,
         pipeline_tag="text-generation",
         tags=tags, datasets=_data_sets(source.recipe) or None,
         license=licence.get("license"), license_name=licence.get("license_name"),

@@ -7,7 +7,6 @@ a plan cannot express is merged in memory by peft, and said so.
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,16 +19,16 @@ from lorafit.errors import UserError, VerificationError
 from lorafit.export.delta.files import THIN
 from lorafit.export.formats.lora_only import incomplete
 from lorafit.export.full_base import on_full_base
-from lorafit.export.merge_plan import MergePlan, Update, make_plan
+from lorafit.export.merge_plan import MergePlan, PlanFacts, Update, facts_of, make_plan
 from lorafit.export.onto import (
     FULL,
-    ONTO,
     REQUANTISED,
     Ways,
+    measure_ways,
     refuse_unquantised,
     write_onto_quantised,
 )
-from lorafit.export.onto import compare_ways as measure_ways
+from lorafit.export.surroundings import write_surroundings
 from lorafit.export.tensor_check import AUTO, LOGITS, TENSORS, TensorsAgree, check_tensors
 from lorafit.export.tensor_files import (
     Stored,
@@ -48,11 +47,12 @@ from lorafit.model.weight_files import INDEX, SINGLE
 from lorafit.model.weight_files import weight_shards as weight_shards
 from lorafit.recipe.methods import METHODS
 from lorafit.recipe.schema import Model
-from lorafit.run_dir import committed_directory, refuse_existing, write_json
+from lorafit.run_dir import committed_directory, refuse_target, write_json
 
 # ‖Δlogits‖ / ‖logits‖ above which a merge counts as failed. Merging rounds every weight once to
 # the dtype of the base: a relative error of at most 2⁻⁸ in bfloat16, 2⁻¹¹ in float16.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+_ELSEWHERE = "choose another directory with --output"
 # Libraries, and the logits of the rows that models are compared on.
 _BESIDE_BYTES = 1_000_000_000
 
@@ -82,43 +82,51 @@ def merge(source: AdapterSource, output: Path, dtype: str | None = None,
     when the merged model is not base + adapter. An adapter that is valid on a quantised base only
     is converted before it goes onto the full one.
     """
-    refuse_existing(output, "choose another directory with --output")
-    _refuse(source, onto)
-    with _made_for(source, onto, say) as converted, committed_directory(output) as partial:
-        plan = _write(converted, partial, dtype, onto, say)
+    refuse_target(output, _ELSEWHERE)
+    with _made_for(source, onto, say) as converted:
+        plan = _plan(converted, onto)
+        by = _settled(by, plan, converted)
+        refuse_target(output, _ELSEWHERE, _size_bytes(plan, converted, dtype))
         result = MergeResult(output, len(plan.updates), len(plan.replacements) + len(plan.added),
                              plan.in_memory, None, None, onto=onto)
-        by = _settled(by, plan, partial)
-        if by == TENSORS:
-            say("checking every merged tensor against base and adapter")
-            if method_of(source.config) in THIN and (problems := incomplete(converted)):
-                raise UserError(problems=problems)
-            return replace(result, tensors=check_tensors(
-                converted, base_directory(converted), partial, plan, output))
-        say("checking the merged model against base + adapter")
-        agreement, quantised = _verify(converted, source, partial, onto)
-        tolerance = _TOLERANCE[_dtype_on_disk(partial)]
-        if onto != REQUANTISED and not agreement.relative_rms <= tolerance:
-            raise VerificationError(
-                f"{output}: the merged model differs from base + adapter: relative difference "
-                f"{agreement.relative_rms:.2e} (allowed {tolerance:.0e}), top-1 agreement "
-                f"{agreement.top1:.2%}; it was not kept\n    this is a bug worth reporting")
+        with committed_directory(output) as partial:
+            _write(plan, converted, partial, dtype, onto, say)
+            if by == TENSORS:
+                say("checking every merged tensor against base and adapter")
+                return replace(result, tensors=check_tensors(
+                    converted, base_directory(converted), partial, plan, output))
+            say("checking the merged model against base + adapter")
+            agreement, quantised = _verify(converted, source, partial, onto)
+            tolerance = _TOLERANCE[_dtype_on_disk(partial)]
+            if onto != REQUANTISED and not agreement.relative_rms <= tolerance:
+                raise VerificationError(
+                    f"{output}: the merged model differs from base + adapter: relative difference "
+                    f"{agreement.relative_rms:.2e} (allowed {tolerance:.0e}), top-1 agreement "
+                    f"{agreement.top1:.2%}; it was not kept\n    this is a bug worth reporting")
     return replace(result, agreement=agreement, against_quantised=quantised)
+
+
+def plan_of(source: AdapterSource, dtype: str | None = None, *, onto: str = FULL) -> PlanFacts:
+    """What a merge would do, without doing it. UserError for what it would refuse."""
+    with _made_for(source, onto, lambda text: None) as converted:
+        plan = _plan(converted, onto)
+        return facts_of(plan, stored_in(base_directory(converted)),
+                        _size_bytes(plan, converted, dtype))
 
 
 def compare_ways(source: AdapterSource, say: Callable[[str], None] = lambda text: None) -> Ways:
     """What an adapter of a quantised base loses in each way of merging; keeps nothing."""
-    for onto in ONTO:
-        _refuse(source, onto)
-
     def write(onto: str, folder: Path) -> None:
         with _made_for(source, onto, say) as converted:
-            _write(converted, folder, None, onto, lambda text: None)
+            _write(_plan(converted, onto), converted, folder, None, onto, lambda text: None)
 
     return measure_ways(source, write, say)
 
 
-def _refuse(source: AdapterSource, onto: str) -> None:
+@contextmanager
+def _made_for(source: AdapterSource, onto: str,
+              say: Callable[[str], None]) -> Iterator[AdapterSource]:
+    """The adapter as it is valid on what it is merged onto. UserError when it cannot be merged."""
     row = METHODS.get(method_of(source.config))
     if row is not None and not row.merges:
         raise UserError(
@@ -130,12 +138,6 @@ def _refuse(source: AdapterSource, onto: str) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{name} holds values that are not finite", str(source.directory),
                             "take an earlier checkpoint of the run")
-
-
-@contextmanager
-def _made_for(source: AdapterSource, onto: str,
-              say: Callable[[str], None]) -> Iterator[AdapterSource]:
-    """The adapter as it is valid on what it is merged onto."""
     if onto != FULL:
         yield source
         return
@@ -145,15 +147,29 @@ def _made_for(source: AdapterSource, onto: str,
         yield converted
 
 
-def _write(source: AdapterSource, folder: Path, dtype: str | None, onto: str,
-           say: Callable[[str], None]) -> MergePlan:
-    """Write the merged model. The plan that comes back says how, and what was changed."""
+def _plan(source: AdapterSource, onto: str) -> MergePlan:
+    """UserError for an adapter of another base, and for one that lacks layers."""
+    if onto != FULL:
+        return MergePlan(in_memory=f"onto the {onto} {source.model.quantization} base")
     base = base_directory(source)
-    shards = weight_shards(base)
-    if onto == FULL:
-        plan = make_plan(source, base, shards)
-    else:
-        plan = MergePlan(in_memory=f"onto the {onto} {source.model.quantization} base")
+    plan = make_plan(source, base, weight_shards(base))
+    if not plan.in_memory and method_of(source.config) in THIN and (problems := incomplete(source)):
+        raise UserError(problems=problems)
+    return plan
+
+
+def _size_bytes(plan: MergePlan, source: AdapterSource, dtype: str | None) -> int:
+    """About how much is going to be written; less where it is quantised again."""
+    wanted = None if dtype is None else TORCH_DTYPES[dtype].itemsize
+    added = sum(weight.numel() * (wanted or weight.itemsize) for weight in plan.added.values())
+    return added + sum(math.prod(tensor.shape) * (
+        wanted if wanted and tensor.dtype.is_floating_point else tensor.dtype.itemsize)
+        for tensor in stored_in(base_directory(source)).values())
+
+
+def _write(plan: MergePlan, source: AdapterSource, folder: Path, dtype: str | None, onto: str,
+           say: Callable[[str], None]) -> None:
+    base = base_directory(source)
     if plan.in_memory:
         say(f"merging in memory: {plan.in_memory}")
         if onto == FULL:
@@ -161,23 +177,24 @@ def _write(source: AdapterSource, folder: Path, dtype: str | None, onto: str,
         else:
             write_onto_quantised(source, onto, folder, dtype or _dtype_name(base))
     else:
-        _merge_shards(plan, base, shards, folder, dtype, say)
-        _copy_settings(plan, base, folder, dtype)
-    source.tokenizer().save_pretrained(folder)
-    return plan
+        _merge_shards(plan, base, weight_shards(base), folder, dtype, say)
+        _write_config(plan, base, folder, dtype)
+    write_surroundings(source, folder)
 
 
-def _settled(by: str, plan: MergePlan, merged: Path) -> str:
+def _settled(by: str, plan: MergePlan, source: AdapterSource) -> str:
     """What is compared. UserError for tensors where a plan does not name them."""
     if by == TENSORS and plan.in_memory:
         raise UserError(f"tensors are not compared: {plan.in_memory}", "--check tensors",
                         "use --check logits, which needs the model in memory in float32")
     if by != AUTO:
         return by
-    stored = sum(math.prod(tensor.shape) for tensor in stored_in(merged).values())
     room = free_memory_bytes()
-    needs_bytes = 4 * stored + _BESIDE_BYTES
-    return TENSORS if not plan.in_memory and room is not None and needs_bytes > room else LOGITS
+    if plan.in_memory or room is None:
+        return LOGITS
+    numbers = sum(math.prod(tensor.shape)
+                  for tensor in stored_in(base_directory(source)).values())
+    return TENSORS if 4 * numbers + _BESIDE_BYTES > room else LOGITS
 
 
 def base_directory(source: AdapterSource) -> Path:
@@ -240,7 +257,7 @@ def _merged(plan: MergePlan, tensor: Stored) -> Iterator[torch.Tensor]:
     yield update.apply(tensor.read())
 
 
-def _copy_settings(plan: MergePlan, folder: Path, output: Path, dtype: str | None) -> None:
+def _write_config(plan: MergePlan, folder: Path, output: Path, dtype: str | None) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     sections = [config, config["text_config"]] if "text_config" in config else [config]
     for section in sections:
@@ -250,8 +267,6 @@ def _copy_settings(plan: MergePlan, folder: Path, output: Path, dtype: str | Non
             section.pop("torch_dtype", None)
             section["dtype"] = dtype
     write_json(output / "config.json", config)
-    if (folder / "generation_config.json").exists():
-        shutil.copyfile(folder / "generation_config.json", output / "generation_config.json")
 
 
 def _merge_in_memory(source: AdapterSource, output: Path, dtype: str | None) -> None:

@@ -6,6 +6,8 @@ file where it cannot (fused experts, checkpoints whose names differ from the mod
 
 import json
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,9 +18,10 @@ from safetensors.torch import load_file
 from lorafit.errors import Problem, UserError
 from lorafit.export.delta.files import NOT_A_PRODUCT
 from lorafit.export.own import ColumnUpdate, column_updates, trained_weights
-from lorafit.export.tensor_files import stored_tensors
+from lorafit.export.tensor_files import Stored, stored_tensors
 from lorafit.model.adapters.files import WEIGHTS, method_of
 from lorafit.model.adapters.lora import realised_scale
+from lorafit.model.inventory import layer_kind
 from lorafit.model.trained import AdapterSource
 
 
@@ -78,6 +81,28 @@ class MergePlan:
     added: dict[str, torch.Tensor] = field(default_factory=dict)
     untie: bool = False
     in_memory: str = ""
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """What a plan comes to. updated, replaced: numbers of tensors by the kind of their layer.
+    added: names. unchanged: the number of the others. size_bytes: of the merged weights."""
+
+    updated: dict[str, int]
+    replaced: dict[str, int]
+    added: list[str]
+    unchanged: int
+    untie: bool
+    in_memory: str
+    size_bytes: int
+
+
+def facts_of(plan: MergePlan, base: Mapping[str, Stored], size_bytes: int) -> PlanFacts:
+    """base: the tensors in its files."""
+    changed = plan.updates.keys() | plan.replacements.keys()
+    return PlanFacts(dict(Counter(map(layer_kind, plan.updates))),
+                     dict(Counter(map(layer_kind, plan.replacements))), sorted(plan.added),
+                     len(base.keys() - changed), plan.untie, plan.in_memory, size_bytes)
 
 
 def make_plan(source: AdapterSource, folder: Path, shards: dict[str, Path]) -> MergePlan:

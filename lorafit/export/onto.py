@@ -19,6 +19,7 @@ from lorafit.errors import UserError
 from lorafit.export.delta.held_out import Measured, kept_rows, measure_model
 from lorafit.export.verify import Agreement, compare
 from lorafit.model.adapters.files import load_adapter
+from lorafit.model.adapters.quiet import no_advice
 from lorafit.model.base import TORCH_DTYPES, load_base
 from lorafit.model.trained import AdapterSource
 from lorafit.recipe.schema import Model
@@ -54,12 +55,6 @@ class Ways:
         return asdict(self)
 
 
-def check_onto(onto: str) -> None:
-    """UserError for what nothing is merged onto."""
-    if onto not in ONTO:
-        raise UserError(f"nothing is merged onto {onto!r}", "--onto", f"use {', '.join(ONTO)}")
-
-
 def refuse_unquantised(source: AdapterSource, option: str) -> None:
     """UserError when the run's base was not quantised by the recipe."""
     if source.model.quantization == "none":
@@ -73,7 +68,8 @@ def write_onto_quantised(source: AdapterSource, onto: str, folder: Path, dtype: 
                      torch.device("cpu"))
     if onto == DEQUANTISED:
         base = base.dequantize(torch.float32)
-    merged = load_adapter(base, source.directory).merge_and_unload(safe_merge=True)
+    with no_advice():
+        merged = load_adapter(base, source.directory).merge_and_unload(safe_merge=True)
     if onto == DEQUANTISED:  # the sum is rounded once
         merged = merged.to(TORCH_DTYPES[dtype])
     merged.save_pretrained(folder)
@@ -85,7 +81,7 @@ def measure_merged(source: AdapterSource, folder: Path, rows: Any) -> Measured:
     return measure_model(load_base(model, "float32", "eager", torch.device("cpu")), rows)
 
 
-def compare_ways(source: AdapterSource, write: Callable[[str, Path], None],
+def measure_ways(source: AdapterSource, write: Callable[[str, Path], None],
                  say: Callable[[str], None] = lambda text: None) -> Ways:
     """Merge in all three ways into temporary folders, and measure each against what was trained.
 

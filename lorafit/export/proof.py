@@ -32,24 +32,28 @@ from lorafit.run_dir import sha256, write_json
 
 PROOF = "lorafit_proof.json"
 CARD = "README.md"
-MERGED = "merged model"  # the form of an artifact that is no adapter
+# The forms of artifacts that are models, no adapters: for transformers, and for llama.cpp.
+MERGED, MERGED_GGUF = "merged model", "merged model as GGUF"
 _VERSION = 1
 _LIBRARIES = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What an artifact was made by (a verb), and its form: MERGED or an adapter format's name."""
+    """What an artifact was made by (a verb), and its form: MERGED, MERGED_GGUF or the name of an
+    adapter's format."""
 
     made_by: str
     form: str
 
 
 def write_proof(source: AdapterSource, artifact: Path, origin: Origin, rows: Rows,
-                measured: Mapping[str, Agreement | Mapping[str, Any]]) -> dict[str, Any]:
+                measured: Mapping[str, Agreement | Mapping[str, Any]],
+                tensors: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write and return the proof of an artifact.
 
-    measured: figures, by what the artifact was compared with.
+    measured: figures, by what the artifact was compared with. tensors: what was found where the
+    files were compared in place of logits (export/tensor_check.py).
     """
     proof = {
         "lorafit_proof": _VERSION,
@@ -66,6 +70,7 @@ def write_proof(source: AdapterSource, artifact: Path, origin: Origin, rows: Row
         "rows": rows_identity(rows),
         "measured": {against: figures.as_dict() if isinstance(figures, Agreement)
                      else dict(figures) for against, figures in measured.items()},
+        "tensors": None if tensors is None else dict(tensors),
         "versions": versions(),
         "machine": machine(),
     }

@@ -38,6 +38,16 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def sizes(config: Any) -> dict[str, int | str]:
+    """What tells bases of other shapes apart: model type, and every whole number of the (text)
+    configuration that is no token's id and no limit of positions."""
+    text = config.get_text_config()
+    found = {key: value for key, value in text.to_dict().items()
+             if isinstance(value, int) and not isinstance(value, bool)
+             and not key.endswith(("_id", "_index")) and key != "max_position_embeddings"}
+    return {"model_type": text.model_type, **dict(sorted(found.items()))}
+
+
 def load_config(section: Model) -> Any:
     """The model's configuration.
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from lorafit.errors import UserError
 from lorafit.model.adapters.files import check_adapter_files, only_on
-from lorafit.model.base import load_tokenizer
+from lorafit.model.base import load_config, load_tokenizer, sizes
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Data, Model, Recipe
-from lorafit.run_dir import RunDir, read_jsonl
+from lorafit.run_dir import RunDir, read_json, read_jsonl
 
 # Rows to compare on when an adapter comes without a run.
 _PLAIN_PROMPTS = (
@@ -66,6 +66,7 @@ def open_adapter(path: Path, base: str | None = None) -> AdapterSource:
                             "finish it with --resume, or name one of its checkpoints")
         recipe = load_recipe(run.recipe)
         model = recipe.model.model_copy(update={"base": base}) if base else recipe.model
+        _refuse_another_base(run, model)
         return AdapterSource(run.adapter, check_adapter_files(run.adapter), model, run, recipe)
     config = check_adapter_files(path)
     name = base or config.get("base_model_name_or_path")
@@ -74,6 +75,22 @@ def open_adapter(path: Path, base: str | None = None) -> AdapterSource:
     model = Model.model_validate({"base": name, "revision": config.get("revision"),
                                   "quantization": only_on(path) or "none"})
     return AdapterSource(path, config, model, None, None)
+
+
+def _refuse_another_base(run: RunDir, model: Model) -> None:
+    """UserError when the base has other sizes than the one that the run was trained on."""
+    if not run.record.exists():
+        return
+    try:
+        trained = read_json(run.record).get("base_sizes") or {}
+    except (ValueError, AttributeError):
+        raise UserError("is damaged", str(run.record), "copy the run again") from None
+    found = sizes(load_config(model))
+    other = [f"{key} is {found[key]} there and was {trained[key]} in training"
+             for key in trained if key in found and found[key] != trained[key]]
+    if other:
+        raise UserError(f"is another base than {run.path} was trained on: {', '.join(other)}",
+                        model.base, "name the base that it was trained on with --base")
 
 
 def full_precision(model: Model) -> Model:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lorafit.errors import Problem, UserError, VerificationError
 from lorafit.export.proof import CARD, PROOF, changes, covered_files, read_proof
-from lorafit.run_dir import RunDir, committed_directory, read_json, refuse_existing
+from lorafit.run_dir import RunDir, committed_directory, read_json, refuse_target
 
 # Never uploaded, whatever is allowed.
 _SECRET_NAMES = (".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*",
@@ -91,7 +91,7 @@ def make_plan(artifact: Path, allowed: Sequence[str] = ()) -> Plan:
 
 def write_to(plan: Plan, directory: Path) -> None:
     """Write exactly what would be uploaded to a directory that does not exist yet."""
-    refuse_existing(directory, "choose another with --to-dir")
+    refuse_target(directory, "choose another with --to-dir")
     with committed_directory(directory) as partial:
         for file in plan.files:
             (partial / file.name).parent.mkdir(parents=True, exist_ok=True)

@@ -119,6 +119,7 @@ class Record:
     resumed_from: str | None
     base_commit: str | None = None
     remarks: list[str] = field(default_factory=list)
+    base_sizes: dict[str, int | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,7 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         str(prepared.device), accelerator.num_processes, skipped,
         checkpoint.name if checkpoint else None,
         getattr(prepared.config, "_commit_hash", None),
-        [*prepared.remarks, *_on_copies(fast, recomputation)],
+        [*prepared.remarks, *_on_copies(fast, recomputation)], bases.sizes(prepared.config),
     )
     if accelerator.is_main_process:
         _keep_record(run, record, progress)

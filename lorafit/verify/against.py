@@ -13,10 +13,12 @@ from lorafit.export import proof as proofs
 from lorafit.export.bases import with_adapter
 from lorafit.export.delta.held_out import Rows, kept_rows
 from lorafit.export.full_base import FOR_FULL_BASE
-from lorafit.model.base import load_base
+from lorafit.export.gguf.convert import WEIGHTS as MODEL_GGUF
+from lorafit.export.gguf.reading import read_file
+from lorafit.model.base import load_base, load_config
 from lorafit.model.device import find_device
 from lorafit.model.generate import end_tokens
-from lorafit.model.trained import AdapterSource
+from lorafit.model.trained import AdapterSource, full_precision
 from lorafit.recipe.schema import Model
 from lorafit.verify import figures
 from lorafit.verify.artifact import Artifact, holds_the_trained_tensors
@@ -77,13 +79,17 @@ def verify_against(artifact: Artifact, source: AdapterSource, asked: Asked,
     compared.append(Compared("the run's way from messages to tokens",
                              [tokenizer_figure(artifact.path, source, rows)], {}))
     compared += _proof_figures(artifact, source, rows, compared)
-    if artifact.is_quantised:
-        remarks.append("its weights were quantised again, for which no limit is right: the figures "
-                       "are told and not judged (lorafit merge RUN --compare)")
-    return Verification(
+    is_judged = not artifact.is_quantised or asked.tolerance is not None
+    if not is_judged:
+        remarks.append("its weights were quantised again, for which no limit is right: say how "
+                       "large the relative difference may be (--tolerance 0.2), or see what else "
+                       "there is (lorafit merge RUN --compare)")
+    found = Verification(
         f"{artifact.path}: {artifact.kind}",
         f"{rows.what}, {sum(len(ids) for ids in rows.ids):,} tokens{answered}",
         compared, remarks, _remedy(artifact, source, asked))
+    return found if is_judged else replace(
+        found, agrees="was measured; whether it is near enough to what was trained was not judged")
 
 
 def _pairs(artifact: Artifact, source: AdapterSource, references: list[Reference],
@@ -94,10 +100,10 @@ def _pairs(artifact: Artifact, source: AdapterSource, references: list[Reference
     trained, last = references[0], references[-1]
     if artifact.form is None:
         judged = _merged_onto(artifact, references)
-        limits = None if artifact.is_quantised else figures.ROUNDED[artifact.dtype]
-        return [_Pair(lambda: _model(artifact.path, source.model), [
+        limits = None if artifact.is_quantised else figures.ROUNDED[artifact.stored]
+        return [_Pair(lambda: _model(artifact, source.model), [
             (each, with_adapter(each.label),
-             _asked_limits(limits, asked) if each is judged and limits else None)
+             _asked_limits(limits, asked) if each is judged else None)
             for each in references])]
     load = artifact.form.load
     assert load is not None
@@ -209,7 +215,8 @@ def record(artifact: Artifact, source: AdapterSource, asked: Asked, found: Verif
     rows = _first(kept_rows(source), asked.rows)
     measured = {each.against: each.facts for each in found.compared
                 if "relative_rms" in each.facts}
-    form = proofs.MERGED if artifact.form is None else artifact.form.name
+    form = (artifact.form.name if artifact.form is not None else
+            proofs.MERGED_GGUF if artifact.is_gguf else proofs.MERGED)
     if artifact.proof is None:
         proofs.write_proof(source, artifact.path, proofs.Origin("verify", form), rows, measured)
         return
@@ -225,7 +232,7 @@ def _remedy(artifact: Artifact, source: AdapterSource, asked: Asked) -> str:
     return "do not use it; export it again"
 
 
-def _asked_limits(limits: Limits, asked: Asked) -> Limits:
+def _asked_limits(limits: Limits | None, asked: Asked) -> Limits | None:
     return limits if asked.tolerance is None else figures.tolerating(asked.tolerance)
 
 
@@ -236,9 +243,12 @@ def _first(rows: Rows, count: int | None) -> Rows:
     return replace(rows, what=what, ids=rows.ids[:count], supervised=rows.supervised[:count])
 
 
-def _model(folder: Path, like: Model) -> Any:
-    """A merged model, by transformers alone."""
-    section = Model(base=str(folder.absolute()), trust_remote_code=like.trust_remote_code)
+def _model(artifact: Artifact, like: Model) -> Any:
+    """A merged model, by transformers alone; a GGUF by llama.cpp's rules, as a model of the base's
+    configuration."""
+    if artifact.is_gguf:
+        return read_file(artifact.path / MODEL_GGUF, load_config(full_precision(like)))
+    section = Model(base=str(artifact.path.absolute()), trust_remote_code=like.trust_remote_code)
     return load_base(section, "float32", "eager", find_device()[0])
 
 

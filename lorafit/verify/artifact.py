@@ -11,6 +11,8 @@ from safetensors import safe_open
 from lorafit.errors import UserError
 from lorafit.export.formats import FORMATS, format_named
 from lorafit.export.formats.format import Format
+from lorafit.export.gguf.convert import WEIGHTS as MODEL_GGUF
+from lorafit.export.gguf.reading import coarsest_type
 from lorafit.export.proof import MERGED, PROOF, read_proof
 from lorafit.model.adapters.files import CONFIG, WEIGHTS
 from lorafit.model.base import TORCH_DTYPES
@@ -24,21 +26,26 @@ _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 class Artifact:
     """A directory that lorafit or another program wrote.
 
-    form: its format; None for a merged model. dtype: the coarsest floating-point type of a merged
-    model's weights. proof: its lorafit_proof.json, where it has one.
+    form: its format; None for a merged model. stored: the coarsest type of a merged model's
+    weights, q8_0 among them. proof: its lorafit_proof.json, where it has one.
     """
 
     path: Path
     form: Format | None
-    dtype: str
+    stored: str
     proof: dict[str, Any] | None
 
     @property
     def kind(self) -> str:
         """In words."""
         if self.form is None:
-            return f"a merged model in {self.dtype}"
+            return f"a merged model in {self.stored}{' as GGUF' if self.is_gguf else ''}"
         return f"an adapter for {self.form.for_what} ({self.form.name})"
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a model for llama.cpp."""
+        return self.form is None and (self.path / MODEL_GGUF).is_file()
 
     @property
     def is_quantised(self) -> bool:
@@ -75,6 +82,8 @@ def open_artifact(path: Path) -> Artifact:
     proof = read_proof(path)
     if proof is not None and proof["form"] in FORMATS:
         return Artifact(path, format_named(proof["form"]), "", proof)
+    if (path / MODEL_GGUF).is_file():
+        return Artifact(path, None, coarsest_type(path / MODEL_GGUF), proof)
     if not (proof is not None and proof["form"] == MERGED):
         form = next((form for form in map(format_named, FORMATS) if form.owns(path)), None)
         if form is not None:
@@ -82,7 +91,8 @@ def open_artifact(path: Path) -> Artifact:
     if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
         return Artifact(path, None, _coarsest(path), proof)
     raise UserError(
-        "holds neither a model (config.json and *.safetensors) nor an adapter in a known format",
+        "holds neither a model (config.json and *.safetensors, or model.gguf) nor an adapter in a "
+        "known format",
         str(path), f"the formats are {', '.join(FORMATS)}; name the directory that was exported")
 
 

@@ -32,6 +32,7 @@ ROUNDED = {
     "float32": Limits(1e-4, None, 1e-6, 1e-3, 1e-2),
     "float16": Limits(1e-2, None, 1e-3, 2e-2, 1e-1),
     "bfloat16": Limits(3e-2, None, 1e-2, 5e-2, 3e-1),
+    "q8_0": Limits(1e-1, None, 1e-2, 5e-2, 1.0),
 }
 CONVERTED = ROUNDED["float32"]  # the same numbers in another form: sums in another order
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lorafit.errors import UserError, VerificationError
 from lorafit.export import merge as merging
-from lorafit.export.merge import compare_ways, merge
+from lorafit.export.merge import compare_ways, merge, plan_of
 from lorafit.export.merge_plan import Update
 from lorafit.export.onto import ONTO, Way, recommend
 from lorafit.export.verify import Agreement
@@ -52,6 +53,75 @@ def test_a_base_that_was_not_quantised_has_one_way(run_of, tmp_path):
         with pytest.raises(UserError, match="one way to merge"):
             ask()
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_base_of_another_vocabulary_is_refused_though_the_adapter_would_fit(run_of, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lorafit.model.base import TINY
+
+    longer = AutoModelForCausalLM.from_pretrained(TINY)
+    longer.resize_token_embeddings(longer.config.vocab_size + 64)
+    longer.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match="vocab_size is 4160 there and was 4096 in training"):
+        open_adapter(run_of("plain"), str(tmp_path / "base"))
+    record = run_of("plain") / "record.json"
+    whole = record.read_text()
+    try:
+        record.write_text(whole[:-9])
+        with pytest.raises(UserError, match="is damaged"):
+            open_adapter(run_of("plain"))
+    finally:
+        record.write_text(whole)
+
+
+def test_the_plan_says_what_the_merge_then_does(run_of, tmp_path):
+    for name in ("saved", "layers"):
+        source = open_adapter(run_of(name))
+        found = plan_of(source)
+        result = merge(source, tmp_path / name, by="tensors")
+        assert sum(found.updated.values()) == result.tensors.updated
+        assert sum(found.replaced.values()) + len(found.added) == result.tensors.replaced
+        assert found.unchanged == result.tensors.unchanged
+        written = sum(tensor.nbytes
+                      for tensor in load_file(tmp_path / name / "model.safetensors").values())
+        assert found.size_bytes == written
+    assert plan_of(open_adapter(run_of("ia3"))).in_memory
+
+
+def test_no_room_is_found_before_the_first_tensor(run_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1000))
+    with pytest.raises(UserError, match="has no room"):
+        merge(open_adapter(run_of("plain")), tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_papers_tell_which_check_was_made(run_of, tmp_path):
+    from lorafit.cli.verbs import run as verbs
+
+    verbs.merge(run_of("plain"), tmp_path / "merged", None, None, check="tensors")
+    proof = json.loads((tmp_path / "merged" / "lorafit_proof.json").read_text())
+    assert proof["measured"] == {}
+    assert proof["tensors"]["updated"] > 0
+    assert proof["tensors"]["largest_relative"] < 4e-3
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert f"{proof['tensors']['updated']} changed ones" in card
+    assert "relative difference of the logits" not in card
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ({"compare": True, "output": Path("x")}, "--compare writes nothing.*--output"),
+    ({"compare": True, "onto": "requantised"}, "--compare writes nothing.*--onto"),
+    ({"plan": True, "check": "tensors"}, "--plan writes nothing.*--check"),
+    ({"json_to": Path("-")}, "only goes with --compare or --plan"),
+    ({"onto": "both"}, "use full, dequantised or requantised"),
+])
+def test_options_without_a_use_are_refused(run_of, given, message):
+    from lorafit.cli.verbs import run as verbs
+
+    with pytest.raises(UserError, match=message):
+        verbs.merge(run_of("plain"), **{"output": None, "base": None, "dtype": None} | given)
 
 
 def test_the_nearest_of_equal_losses_is_recommended():
@@ -112,7 +182,8 @@ def test_a_base_with_more_layers_than_were_trained_is_refused(run_of, tmp_path, 
     taller.save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(TINY).save_pretrained(tmp_path / "base")
     with pytest.raises(UserError, match="incomplete"):
-        merge(open_adapter(run_of("plain"), str(tmp_path / "base")), tmp_path / "merged", by=by)
+        merge(open_adapter(run_of("plain") / "adapter", str(tmp_path / "base")),
+              tmp_path / "merged", by=by)
     assert not (tmp_path / "merged").exists()
 
 

@@ -198,11 +198,13 @@ def as_float64(adapted: Any) -> Any:
 
 
 def test_every_way_to_be_out_of_the_ordinary_goes_to_peft(shrunken: Callable[..., Path]) -> None:
-    """Adapters switched off or merged: the logits are those of peft's layers."""
     adapted, plain = (build(shrunken("llama")).eval() for _ in range(2))
     speed_up(adapted)
-    ids = torch.arange(7)[None]
+    assert_same_switched_off_and_merged(adapted, plain, torch.arange(7)[None])
 
+
+def assert_same_switched_off_and_merged(adapted: Any, plain: Any, ids: torch.Tensor) -> None:
+    """Adapters switched off or merged: the logits are those of peft's layers."""
     def same() -> None:
         with torch.no_grad():
             torch.testing.assert_close(adapted(input_ids=ids).logits, plain(input_ids=ids).logits,

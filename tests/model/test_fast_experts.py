@@ -20,6 +20,7 @@ from lorafit.model.recompute import kept_bytes, recompute_activations, settle_re
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.auto import Decision
 from lorafit.recipe.schema import Model
+from tests.model.test_fast import assert_same_switched_off_and_merged
 
 CPU = torch.device("cpu")
 # gpt-oss: stored the other way round, with biases, interleaved and clamped.
@@ -169,24 +170,9 @@ def test_no_second_copy_of_the_experts_is_kept(build):
 
 
 def test_every_way_to_be_out_of_the_ordinary_goes_to_peft(build):
-    """Adapters switched off or merged: the logits are those of peft's wrappers."""
     adapted, plain = (build("gpt_oss").eval() for _ in range(2))
     speed_up(adapted)
-
-    def same() -> None:
-        with torch.no_grad():
-            ours, theirs = (model(input_ids=IDS).logits for model in (adapted, plain))
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-    same()
-    with adapted.disable_adapter(), plain.disable_adapter():
-        same()
-    adapted.merge_adapter()
-    plain.merge_adapter()
-    same()
-    adapted.unmerge_adapter()
-    plain.unmerge_adapter()
-    same()
+    assert_same_switched_off_and_merged(adapted, plain, IDS)
 
 
 def test_answers_and_what_is_saved_are_those_of_peft(build):

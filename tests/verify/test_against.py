@@ -127,6 +127,24 @@ def test_a_quantised_run_is_compared_with_both_bases(tmp_path):
     assert "measured again" in str(figures(of_merged, 3).keys())
 
 
+@pytest.mark.long
+def test_what_a_model_was_merged_onto_is_what_it_is_judged_by(tmp_path):
+    from lorafit.cli.verbs.run import merge
+
+    run = trained(tmp_path, "nf4", model={"quantization": "nf4"})
+    for onto in ("dequantised", "requantised"):
+        merge(run, tmp_path / onto, None, None, onto)
+    right, again = verified(tmp_path / "dequantised", run), verified(tmp_path / "requantised", run)
+    assert right.passed
+    assert [any(figure.limit for figure in each.figures) for each in right.compared[:2]] \
+        == [True, False]
+    assert right.agrees == "computes what was trained"
+    assert again.passed
+    assert not any(figure.limit for each in again.compared[:2] for figure in each.figures)
+    assert "was not judged" in again.agrees
+    assert not verified(tmp_path / "requantised", run, replace(SHORT, tolerance=1e-3)).passed
+
+
 @pytest.mark.parametrize("form", ["vllm", "sglang", "mlx", "gguf"])
 def test_what_other_programs_get_is_verified_by_their_rules_to_the_answer(run, tmp_path, form):
     if form == "gguf":
@@ -148,6 +166,23 @@ def test_what_other_programs_get_is_verified_by_their_rules_to_the_answer(run, t
         save_file({name: 2 * tensor if name.endswith(("lora_A.weight", "lora_a")) else tensor
                    for name, tensor in load_file(weights).items()}, weights)
     assert not verified(artifact, run).passed
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_a_merged_model_as_gguf_has_its_papers_and_is_verified(run, tmp_path, kind):
+    gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    from lorafit.cli.verbs.gguf import merge
+
+    merge(run, tmp_path / "merged", None, None, "gguf", kind)
+    artifact = open_artifact(tmp_path / "merged")
+    assert artifact.stored == {"f16": "float16"}.get(kind, kind)
+    assert artifact.proof["form"] == "merged model as GGUF"
+    assert "ollama create" in (tmp_path / "merged" / "README.md").read_text()
+    assert verified(tmp_path / "merged", run).passed
+    for tensor in gguf.GGUFReader(tmp_path / "merged" / "model.gguf", "r+").tensors:
+        if tensor.name == "blk.1.attn_norm.weight":
+            tensor.data[...] *= 3
+    assert not verified(tmp_path / "merged", run).passed
 
 
 def test_a_format_that_offers_only_its_check_is_verified_by_it(run, exported, copy, monkeypatch):

@@ -53,6 +53,9 @@ def merge(
     compare: Annotated[bool, typer.Option(
         "--compare", help="Of a run on a quantised base: measure the three beside what was "
         "trained, and write nothing.")] = False,
+    plan: Annotated[bool, typer.Option(
+        "--plan", help="Show which tensors would change, be replaced or added, what is done in "
+        "memory and why, and how large the result is; write nothing.")] = False,
     check: Annotated[str, typer.Option(
         help="What is checked: logits (both models in memory in float32), tensors (one at a time), "
         "or auto: logits where memory allows.")] = "auto",
@@ -62,11 +65,16 @@ def merge(
     from lorafit.cli.verbs import run as verbs
 
     if form != "safetensors" or gguf_type is not None:
+        from lorafit.cli.before import refuse_beside
         from lorafit.cli.verbs import gguf
 
+        refuse_beside(f"--format {form}", "has one way to write and to check",
+                      {"--compare": compare, "--plan": plan, "--check": check != "auto",
+                       "--json": json_to is not None})
         gguf.merge(trained, output, base, dtype, form, gguf_type, onto)
     else:
-        verbs.merge(trained, output, base, dtype, onto, check, compare, json_to)
+        verbs.merge(trained, output, base, dtype, onto, check, compare=compare, plan=plan,
+                    json_to=json_to)
 
 
 @app.command(name="export-adapter")

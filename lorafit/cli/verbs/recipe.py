@@ -17,7 +17,7 @@ from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Model, Recipe
 from lorafit.recipe.starter import starter_recipe
-from lorafit.run_dir import RunDir, refuse_existing, write_text
+from lorafit.run_dir import RunDir, refuse_target, write_text
 
 
 def train(recipe_path: Path, overrides: list[str], *, resume: bool, processes: int | None,
@@ -162,7 +162,7 @@ def preview(recipe_path: Path, overrides: list[str], rows: int | None, places: l
         raise UserError("the recipe holds no rows out", "--split",
                         "set data.eval or data.eval_fraction")
     if html is not None:
-        refuse_existing(html, "choose another file with --html")
+        refuse_target(html, "choose another file with --html")
         if not html.absolute().parent.is_dir():
             raise UserError("no such directory", str(html.parent),
                             "make it, or choose another file with --html")
@@ -189,7 +189,7 @@ def preview(recipe_path: Path, overrides: list[str], rows: int | None, places: l
 
 def init(model: str, data: Path, evaluation: Path | None, quantization: str,
          output: Path) -> None:
-    refuse_existing(output, "choose another file with --output")
+    refuse_target(output, "choose another file with --output")
     if not output.parent.is_dir():
         raise UserError("no such directory", str(output.parent),
                         "make it, or choose another file with --output")

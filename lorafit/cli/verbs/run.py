@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorafit.cli import show
-from lorafit.cli.before import refuse_taken_json, settle_hub_for
+from lorafit.cli.before import refuse_beside, refuse_taken_json, settle_hub_for
 from lorafit.errors import UserError
 from lorafit.export.formats import check_format, format_named
-from lorafit.run_dir import refuse_existing
+from lorafit.run_dir import refuse_target
 
 
 def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_tokens: int,
@@ -43,7 +43,7 @@ def generate(trained: Path, prompt: str, which: str, base: str | None, max_new_t
 
 
 def merge(trained: Path, output: Path | None, base: str | None, dtype: str | None,
-          onto: str = "full", check: str = "auto", compare: bool = False,
+          onto: str = "full", check: str = "auto", *, compare: bool = False, plan: bool = False,
           json_to: Path | None = None) -> None:
     for given, option, known in ((dtype or "float32", "dtype", ("float32", "bfloat16", "float16")),
                                  (onto, "onto", ("full", "dequantised", "requantised")),
@@ -51,16 +51,20 @@ def merge(trained: Path, output: Path | None, base: str | None, dtype: str | Non
         if given not in known:
             raise UserError(f"unknown {option} {given!r}", f"--{option}",
                             f"use {', '.join(known[:-1])} or {known[-1]}")
-    if json_to is not None and not compare:
-        raise UserError("only goes with --compare", "--json", "leave it out, or add --compare")
+    writes_nothing = "--compare" if compare else "--plan" if plan else ""
+    refuse_beside(writes_nothing, "writes nothing", {
+        "--output": output is not None, "--check": check != "auto", "--plan": compare and plan,
+        "--onto": compare and onto != "full", "--dtype": compare and dtype is not None})
+    if json_to is not None and not writes_nothing:
+        raise UserError("only goes with --compare or --plan", "--json", "leave it out")
     target = output or trained / "merged"
-    if not compare:
-        refuse_existing(target, "choose another directory with --output")
+    if not writes_nothing:
+        refuse_target(target, "choose another directory with --output")
     refuse_taken_json(json_to)
     settle_hub_for(trained, base)
     from lorafit.cli import show_inspect, show_merge
     from lorafit.export.certify import certify_merge
-    from lorafit.export.merge import compare_ways
+    from lorafit.export.merge import compare_ways, plan_of
     from lorafit.export.merge import merge as run_merge
     from lorafit.model.trained import open_adapter
 
@@ -68,17 +72,19 @@ def merge(trained: Path, output: Path | None, base: str | None, dtype: str | Non
     if compare:
         show_inspect.either(json_to, compare_ways(source, _progress_beside(json_to)),
                             lambda found: show_merge.ways(found, trained))
-        return
-    result = run_merge(source, target, dtype, show.progress, onto=onto, by=check)
-    certify_merge(source, result)
-    show.merged(result)
+    elif plan:
+        show_inspect.either(json_to, plan_of(source, dtype, onto=onto), show_merge.plan)
+    else:
+        result = run_merge(source, target, dtype, show.progress, onto=onto, by=check)
+        certify_merge(source, result)
+        show.merged(result)
 
 
 def export_adapter(trained: Path, output: Path | None, base: str | None, form: str,
                    max_rank: int | None = None) -> None:
     check_format(form)
     target = output or trained / ("exported" if form == "peft" else f"exported-{form}")
-    refuse_existing(target, "choose another directory with --output")
+    refuse_target(target, "choose another directory with --output")
     settle_hub_for(trained, base)
     from lorafit.export.adapter import export_adapter as run_export
     from lorafit.export.certify import certify_export
@@ -105,7 +111,7 @@ def inspect(trained: Path, base: str | None, *, every_layer: bool, share: float 
                         "add --shrink 0.99, or leave it out")
     target = output or trained / "shrunk"
     if cuts:
-        refuse_existing(target, "choose another directory with --output")
+        refuse_target(target, "choose another directory with --output")
     refuse_taken_json(json_to)
     settle_hub_for(trained, base)
     from lorafit.cli import show_inspect
@@ -129,7 +135,7 @@ def inspect(trained: Path, base: str | None, *, every_layer: bool, share: float 
 def combine(trained: list[Path], output: Path, how: str, weights: str | None,
             density: float | None, rank: int | None, seed: int, base: str | None,
             json_to: Path | None) -> None:
-    refuse_existing(output, "choose another directory with --output")
+    refuse_target(output, "choose another directory with --output")
     refuse_taken_json(json_to)
     settle_hub_for(trained[0], base)
     from lorafit.cli import show_inspect

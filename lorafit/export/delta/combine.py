@@ -28,9 +28,10 @@ from lorafit.export.delta.files import (
     write_lora,
 )
 from lorafit.export.delta.held_out import Rows, kept_rows, losses
+from lorafit.export.surroundings import write_surroundings
 from lorafit.model.adapters.files import WEIGHTS
 from lorafit.model.trained import AdapterSource
-from lorafit.run_dir import committed_directory, refuse_existing
+from lorafit.run_dir import committed_directory, refuse_target
 
 # The ways to combine, and what they do.
 EXACT = {
@@ -115,7 +116,7 @@ def combine(sources: Sequence[AdapterSource], output: Path, wanted: Combination,
 
     UserError when the adapters are not of one base, or hold more than scale·B·A.
     """
-    refuse_existing(output, "choose another directory with --output")
+    refuse_target(output, "choose another directory with --output")
     adapters = [_read(source) for source in sources]
     for source, adapter in zip(sources[1:], adapters[1:], strict=True):
         if different_bases(sources[0], source):
@@ -127,7 +128,7 @@ def combine(sources: Sequence[AdapterSource], output: Path, wanted: Combination,
     combined, layers = _combined(adapters, wanted)
     with committed_directory(output) as partial:
         write_lora(partial, combined)
-        sources[0].tokenizer().save_pretrained(partial)
+        write_surroundings(sources[0], partial)
     names = [str(_place(source)) for source in sources]
     sets = _row_sets(sources)
     columns = []

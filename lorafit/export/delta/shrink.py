@@ -15,10 +15,11 @@ from lorafit.export.delta.files import (
     write_lora,
 )
 from lorafit.export.delta.held_out import kept_rows, measure
+from lorafit.export.surroundings import write_surroundings
 from lorafit.export.verify import Agreement, compare
 from lorafit.model.adapters.files import WEIGHTS
 from lorafit.model.trained import AdapterSource
-from lorafit.run_dir import committed_directory, refuse_existing
+from lorafit.run_dir import committed_directory, refuse_target
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def shrink(source: AdapterSource, output: Path, *, share: float | None = None,
     if share is not None and not 0 < share <= 1:
         raise UserError(f"{share:g} is no share of the energy", "--shrink",
                         "use a number above 0, up to 1, for example 0.99")
-    refuse_existing(output, "choose another directory with --output")
+    refuse_target(output, "choose another directory with --output")
     refuse_other_than_lora(source, "cut to smaller ranks")
     adapter = read_lora(source)
     refuse_broken(source, adapter)
@@ -71,7 +72,7 @@ def shrink(source: AdapterSource, output: Path, *, share: float | None = None,
     before = measure(source.model, source.directory, rows)
     with committed_directory(output) as partial:
         write_lora(partial, cut)
-        source.tokenizer().save_pretrained(partial)
+        write_surroundings(source, partial)
     say("measuring it as it is now")
     after = measure(source.model, output, rows)
     return ShrinkResult(

@@ -42,12 +42,10 @@ from lorafit.export.formats.servers import (
     write_for_servers,
 )
 from lorafit.export.verify import Agreement
+from lorafit.model.adapters.lora import VLLM_RANKS
 from lorafit.model.base import load_config, meta_model
 from lorafit.model.inventory import Weight, is_tied, weights_of
 from lorafit.model.trained import AdapterSource
-
-# What --max-lora-rank may be.
-MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 # Architectures whose class in vllm/model_executor/models/ of 0.32 lists embed_tokens and lm_head.
 _WITH_EMBEDDINGS = ("apertus", "exaone4", "granite", "granitemoe", "lfm2", "llama", "mixtral",
@@ -71,7 +69,7 @@ def _refuse(source: AdapterSource) -> list[Problem]:
 def _write(source: AdapterSource, folder: Path) -> Written:
     adapter = at_one_rank(read_lora(source))
     write_for_servers(source, folder, adapter)
-    limit = next(rank for rank in MAX_LORA_RANKS if rank >= adapter.rank)
+    limit = next(rank for rank in VLLM_RANKS if rank >= adapter.rank)
     done = [what_was_done(source, adapter)]
     if _on_tied(source, adapter):
         done.append("an adapter on one of two tied weights, embeddings and output head: vLLM 0.32 "
@@ -121,5 +119,5 @@ def _read(folder: Path) -> tuple[dict[str, AsRead], float]:
     return layers, scale
 
 
-VLLM = Format("vllm", "vLLM", _refuse, _write, _check, largest_rank=MAX_LORA_RANKS[-1],
+VLLM = Format("vllm", "vLLM", _refuse, _write, _check, largest_rank=VLLM_RANKS[-1],
               load=_load)

@@ -17,7 +17,7 @@ from lorafit.export.verify import Agreement, compare, using
 from lorafit.model.base import load_base
 from lorafit.model.trained import AdapterSource
 from lorafit.recipe.schema import Model
-from lorafit.run_dir import committed_directory, refuse_existing
+from lorafit.run_dir import committed_directory, refuse_target
 
 # Weights are rounded once, when they are merged: the file holds the merged model's own, to the
 # order in which a norm's 1 is added. q8_0 rounds to 1/127 of the largest of 32 values.
@@ -45,7 +45,7 @@ def merge_to_gguf(source: AdapterSource, output: Path, kind: str | None,
     UserError where llama.cpp would not compute the model. VerificationError, and nothing left
     behind, when the file does not hold the merged model.
     """
-    refuse_existing(output, "choose another directory with --output")
+    refuse_target(output, "choose another directory with --output")
     refuse_unknown_type(kind)
     gguf = gguf_library()
     with committed_directory(output) as partial:

@@ -3,6 +3,7 @@
 The way back is written apart from the way there, so that a mistake in one does not hide in both.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 
-from lorafit.errors import VerificationError
-from lorafit.export.gguf.architectures import Architecture
+from lorafit.errors import UserError, VerificationError
+from lorafit.export.gguf.architectures import Architecture, architecture_of
 from lorafit.export.gguf.convert import name_map
+from lorafit.export.gguf.library import gguf_library
 from lorafit.export.gguf.weights import file_name, halves, rotated_heads
 from lorafit.model.base import meta_model
 
@@ -29,6 +31,29 @@ class Pair:
     b: torch.Tensor
     scale: float
     embedding: bool
+
+
+def coarsest_type(file: Path) -> str:
+    """float32, float16, bfloat16 or q8_0: the coarsest in which a file stores weights."""
+    gguf = gguf_library()
+    kinds = gguf.GGMLQuantizationType
+    order = {kinds.F32: "float32", kinds.F16: "float16", kinds.BF16: "bfloat16",
+             kinds.Q8_0: "q8_0"}
+    found = {tensor.tensor_type for tensor in gguf.GGUFReader(file).tensors}
+    if other := found - order.keys():
+        raise UserError(f"stores weights as {min(other).name}, which is not read here", str(file),
+                        f"verify one in {', '.join(order.values())}")
+    return next(order[kind] for kind in reversed(order) if kind in found)
+
+
+def read_file(file: Path, config: Any) -> Any:
+    """The model of a GGUF whose base has this configuration, in float32."""
+    gguf = gguf_library()
+    config = copy.deepcopy(config)
+    is_tied = all(tensor.name != "output.weight" for tensor in gguf.GGUFReader(file).tensors)
+    for section in (config, config.get_text_config()):
+        section.tie_word_embeddings = is_tied
+    return read_model(gguf, file, architecture_of(config, str(file)), config)
 
 
 def read_model(gguf: Any, file: Path, architecture: Architecture, config: Any) -> Any:

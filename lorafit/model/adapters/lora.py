@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What vLLM's --max-lora-rank may be (vllm/config/lora.py: MaxLoRARanks; newer versions take 1 too).
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
 
 def lora_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
     """Every layer with a LoRA adapter, by its name in peft's wrapper."""

@@ -83,8 +83,19 @@ def program(name: str) -> list[str] | None:
     return [found] if found else None
 
 
-def dtype_arguments(plan: Plan) -> list[str]:
-    return [] if plan.dtype == "auto" else ["--dtype", plan.dtype]
+def server_arguments(plan: Plan) -> list[str]:
+    """What vLLM and SGLang call alike: names, address, number format, where the base is from."""
+    arguments = ["--served-model-name", plan.base_name, "--host", plan.host,
+                 "--port", str(plan.port)]
+    if plan.dtype != "auto":
+        arguments += ["--dtype", plan.dtype]
+    if plan.revision:
+        arguments += ["--revision", plan.revision]
+    if plan.trust_remote_code:
+        arguments.append("--trust-remote-code")
+    if plan.template is not None:
+        arguments += ["--chat-template", str(plan.template)]
+    return arguments
 
 
 def remark_on_quantised(plan: Plan) -> list[str]:

@@ -8,10 +8,10 @@ from lorafit.serve.engines.engine import (
     Engine,
     Launch,
     Plan,
-    dtype_arguments,
     program,
     python_module,
     remark_on_quantised,
+    server_arguments,
 )
 
 
@@ -28,17 +28,9 @@ def _refuse(plan: Plan) -> list[Problem]:
 
 
 def _launch(start: list[str], plan: Plan) -> Launch:
-    command = [*start, "--model-path", plan.base, "--served-model-name", plan.base_name,
-               "--host", plan.host, "--port", str(plan.port), *dtype_arguments(plan)]
-    if plan.revision:
-        command += ["--revision", plan.revision]
-    if plan.trust_remote_code:
-        command.append("--trust-remote-code")
-    command += ["--enable-lora",
-                "--max-lora-rank", str(max(adapter.rank for adapter in plan.adapters)),
-                "--max-loras-per-batch", str(len(plan.adapters) + 1)]  # the base takes a place
-    if plan.template is not None:
-        command += ["--chat-template", str(plan.template)]
+    command = [*start, "--model-path", plan.base, *server_arguments(plan), "--enable-lora",
+               "--max-lora-rank", str(max(adapter.rank for adapter in plan.adapters)),
+               "--max-loras-per-batch", str(len(plan.adapters) + 1)]  # the base takes a place
     if plan.api_key:
         command += ["--api-key", plan.api_key]
     command += ["--lora-paths",
