@@ -98,8 +98,9 @@ def test_what_rslora_scales_is_in_b_and_a_plain_adapter_is_not_touched(run_of, t
 
 
 @pytest.mark.parametrize(("name", "reason"), [
-    ("dora", "DoRA's magnitudes"), ("saved", "layers trained in full"), ("ia3", "ia3 cannot"),
-    ("full", "full cannot"), ("patterns", "shares one weight between input and output"),
+    ("dora", "does not load DoRA"), ("saved", "modules trained in full"),
+    ("ia3", "this adapter is ia3"), ("full", "leaves a model, not an adapter"),
+    ("patterns", "embeddings and output head are one weight"),
 ])
 def test_what_a_gguf_adapter_cannot_hold_is_refused_with_the_way_out(run_of, tmp_path, name,
                                                                      reason):

@@ -23,8 +23,12 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
 _MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
 THIN = ("lora", "paca")  # methods whose ΔW is a product of two thin matrices
-# Kinds of LoRA whose update is not scale·B·A; by peft's field.
-NOT_A_PRODUCT = ("use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config")
+# Kinds of LoRA whose update is not scale·B·A of the layer that it is named after, by peft's field.
+NOT_A_PRODUCT = {
+    "use_qalora": "QALoRA", "use_bdlora": "block-diagonal LoRA", "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA", "arrow_config": "Arrow", "velora_config": "VeLoRA",
+    "layer_replication": "replicated layers",
+}
 
 
 @dataclass(frozen=True)

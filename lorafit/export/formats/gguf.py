@@ -10,12 +10,17 @@ from lorafit.export.delta.files import (
     LoraAdapter,
     LoraLayer,
     read_lora,
-    refuse_broken,
-    refuse_other_than_lora,
     write_lora,
 )
 from lorafit.export.formats.as_read import compare_as_read
 from lorafit.export.formats.format import Format, Written
+from lorafit.export.formats.lora_only import (
+    Holds,
+    called,
+    mixture_or_turned,
+    reasons_against,
+    shares_its_weight,
+)
 from lorafit.export.gguf.architectures import architecture_of, remarks
 from lorafit.export.gguf.chat import end_of_turn, plain_template, stops
 from lorafit.export.gguf.convert import MODELFILE, name_map
@@ -26,51 +31,34 @@ from lorafit.export.gguf.weights import file_name, neighbours, rotated_heads
 from lorafit.export.verify import Agreement
 from lorafit.model.adapters.files import load_adapter
 from lorafit.model.base import load_config
+from lorafit.model.inventory import Weight
 from lorafit.model.trained import AdapterSource
 from lorafit.run_dir import write_text
 
 ADAPTER = "adapter.gguf"
 BASE = "base.gguf"
-_MERGE = "merge it instead: lorafit merge --format gguf"
 _EMBEDDING = "token_embd.weight"
 
 
 def _refuse(source: AdapterSource) -> list[Problem]:
-    """Every reason; those that stand before any other come alone."""
-    where = str(source.directory)
     try:
-        gguf = gguf_library()
-        refuse_other_than_lora(source, "written as GGUF")
-        config = load_config(source.model)
+        gguf, config = gguf_library(), load_config(source.model)
         architecture = architecture_of(config, source.model.base)
-        adapter = read_lora(source)
-        refuse_broken(source, adapter)
     except UserError as error:
         return error.problems
     names = name_map(gguf, architecture, config)
-    tied = bool(config.get_text_config().tie_word_embeddings)
-    found = [Problem(f"a GGUF adapter cannot hold {name}: llama.cpp reads A and B alone", where,
-                     _MERGE) for name in _kinds_of_others(adapter)]
-    for layer in adapter.layers.values():
-        name = file_name(names, layer.weight_name)
-        if layer.parameter or name is None:
-            found.append(Problem(f"{layer.name} has no name in llama.cpp's {architecture.name}",
-                                 where, _MERGE))
-        elif tied and name in (_EMBEDDING, "output.weight"):
-            found.append(Problem(
-                f"{layer.name} is adapted, and the base shares one weight between input and output "
-                "embedding: llama.cpp cannot change one of the two", where, _MERGE))
-    return found
 
+    def refused_part(model: Any, weight: Weight) -> str:
+        if why := mixture_or_turned("llama.cpp", weight, model):
+            return why
+        if shares_its_weight(model, weight):
+            return (f"llama.cpp cannot change {called(weight)} alone, where embeddings and output "
+                    "head are one weight")
+        if file_name(names, weight.path) is None:
+            return f"{weight.path} has no name in llama.cpp's {architecture.name}"
+        return ""
 
-def _kinds_of_others(adapter: LoraAdapter) -> list[str]:
-    """What is in the adapter beside A and B, each kind once."""
-    kinds = {"lora_magnitude_vector": "DoRA's magnitudes", "lora_B.bias": "biases of B",
-             "trainable_tokens": "trained rows of the embedding"}
-    found = {next((kind for part, kind in kinds.items() if part in name),
-                  f"layers trained in full ({name.removeprefix('base_model.model.')})")
-             for name in adapter.others}
-    return sorted(found)
+    return reasons_against(source, Holds("llama.cpp", dora=False, refused_part=refused_part))
 
 
 def _write(source: AdapterSource, folder: Path) -> Written:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lorafit.errors import Problem, UserError
-from lorafit.export.delta.files import THIN, LoraAdapter, LoraLayer, read_lora
+from lorafit.export.delta.files import NOT_A_PRODUCT, THIN, LoraAdapter, LoraLayer, read_lora
 from lorafit.model.adapters.files import method_of, only_on
 from lorafit.model.adapters.lora import base_name, lora_layers
 from lorafit.model.adapters.quiet import no_advice
@@ -22,12 +22,6 @@ from lorafit.recipe.methods import METHODS
 
 # Starts that alter the base. What lorafit saves is converted and does not name them.
 _ALTER_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "mica")
-# Kinds of LoRA whose update is not scale·B·A of every token, by peft's field.
-_KINDS = {
-    "use_qalora": "QALoRA", "use_bdlora": "block-diagonal LoRA", "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA", "arrow_config": "Arrow", "velora_config": "VeLoRA",
-    "layer_replication": "replicated layers",
-}
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,7 @@ def _by_config(source: AdapterSource, holds: Holds) -> list[tuple[str, str]]:
         reasons.append((f"is an activated LoRA, which {program} would apply to every token",
                         "use it with peft: lorafit export-adapter"))
     reasons += [(f"is {name}, whose update is not scale·B·A", merge)
-                for key, name in _KINDS.items() if config.get(key)]
+                for key, name in NOT_A_PRODUCT.items() if config.get(key)]
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(_ALTER_THE_BASE):
         reasons.append((f"started by altering the base ({start}) and was not converted, so it is "
