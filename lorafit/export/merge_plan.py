@@ -16,11 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lorafit.errors import Problem, UserError
-from lorafit.export.delta.files import NOT_A_PRODUCT
 from lorafit.export.own import ColumnUpdate, column_updates, trained_weights
 from lorafit.export.tensor_files import Stored, stored_tensors
 from lorafit.model.adapters.files import WEIGHTS, method_of
-from lorafit.model.adapters.lora import realised_scale
+from lorafit.model.adapters.lora import NOT_A_PRODUCT, realised_scale
 from lorafit.model.inventory import layer_kind
 from lorafit.model.trained import AdapterSource
 

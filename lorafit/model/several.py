@@ -13,6 +13,7 @@ from typing import Any
 
 from lorafit.errors import UserError
 from lorafit.model.adapters.files import check_adapter_files, load_adapter
+from lorafit.model.adapters.lora import NOT_A_PRODUCT
 from lorafit.model.adapters.own import METHOD_KEY
 from lorafit.model.adapters.quiet import no_advice
 from lorafit.model.stepwise import Choosing, answer_rows
@@ -22,9 +23,8 @@ TOGETHER = ""  # the group of the base and of plain LoRA adapters
 # Keys of peft's LoRA configuration that peft's mixed batches do not know, or that change modules
 # which rows would share; set to anything, the adapter has a model of its own.
 _NOT_TOGETHER = (
-    "use_dora", "modules_to_save", "trainable_token_indices", "target_parameters",
-    "layer_replication", "lora_bias", "alora_invocation_tokens", "use_qalora", "use_bdlora",
-    "arrow_config", "velora_config", "monteclora_config", "kasa_config", "mica", "megatron_config",
+    *NOT_A_PRODUCT, "use_dora", "modules_to_save", "trainable_token_indices", "target_parameters",
+    "lora_bias", "alora_invocation_tokens", "mica", "megatron_config",
 )
 # Starts that leave the base as it is when peft makes room for an adapter that is loaded.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")

@@ -13,7 +13,7 @@ from lorafit.errors import UserError
 from lorafit.export.delta.factors import Factors
 from lorafit.model.adapters import paca
 from lorafit.model.adapters.files import CONFIG, WEIGHTS, method_of, only_on, ordered
-from lorafit.model.adapters.lora import base_name, lora_layers, realised_scale
+from lorafit.model.adapters.lora import NOT_A_PRODUCT, base_name, lora_layers, realised_scale
 from lorafit.model.adapters.quiet import no_advice
 from lorafit.model.base import load_config, meta_model
 from lorafit.model.trained import AdapterSource
@@ -23,12 +23,6 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.weight)?")
 _MAGNITUDE = re.compile(r"(.+)\.lora_magnitude_vector(?:\.weight)?")
 THIN = ("lora", "paca")  # methods whose ΔW is a product of two thin matrices
-# Kinds of LoRA whose update is not scale·B·A of the layer that it is named after, by peft's field.
-NOT_A_PRODUCT = {
-    "use_qalora": "QALoRA", "use_bdlora": "block-diagonal LoRA", "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA", "arrow_config": "Arrow", "velora_config": "VeLoRA",
-    "layer_replication": "replicated layers",
-}
 
 
 @dataclass(frozen=True)

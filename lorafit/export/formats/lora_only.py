@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from lorafit.errors import Problem, UserError
-from lorafit.export.delta.files import NOT_A_PRODUCT, THIN, LoraAdapter, LoraLayer, read_lora
+from lorafit.export.delta.files import THIN, LoraAdapter, LoraLayer, read_lora
 from lorafit.model.adapters.files import method_of, only_on
-from lorafit.model.adapters.lora import base_name, lora_layers
+from lorafit.model.adapters.lora import NOT_A_PRODUCT, base_name, lora_layers
 from lorafit.model.adapters.quiet import no_advice
 from lorafit.model.base import load_config, meta_model
 from lorafit.model.inventory import Weight, is_tied, weights_of

@@ -7,6 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Kinds of LoRA whose update is not scale·B·A of the layer that it is named after, by peft's field.
+NOT_A_PRODUCT = {
+    "use_qalora": "QALoRA", "use_bdlora": "block-diagonal LoRA", "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA", "arrow_config": "Arrow", "velora_config": "VeLoRA",
+    "layer_replication": "replicated layers",
+}
 # What vLLM's --max-lora-rank may be (vllm/config/lora.py: MaxLoRARanks; newer versions take 1 too).
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
