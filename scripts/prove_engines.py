@@ -117,20 +117,34 @@ def merged(run: Path) -> Path | list[str]:
     return target
 
 
+def merged_for(engine: Engine, case: Any, folder: Path) -> Path | list[str]:
+    """The merged model in the form that a program loads, or why it has none."""
+    from lorafit.errors import UserError
+
+    found = merged(case.run)
+    if isinstance(found, list):
+        return found
+    try:
+        return engine.model(found, folder / f"merged-{case.name}")
+    except UserError as error:
+        return [problem.what for problem in error.problems]
+
+
 def prove(engine: Engine, base: str, base_path: Path, cases: list[Any],
           arguments: argparse.Namespace, why_not: str) -> tuple[dict[tuple[str, str, str], Cell],
                                                                  dict[str, Any]]:
     """The cells of one program on one base, and what the program said of itself."""
     from engines.cases import prompts
 
+    folder = arguments.work / "asked" / engine.name / base
     cells: dict[tuple[str, str, str], Cell] = {}
     given: dict[str, dict[str, str]] = {"adapters": {}, "merged": {}}
     asked = {}
     for case in cases:
         exported = export(case.run, engine.format) if engine.format is not None else []
         is_refused = isinstance(exported, list)
-        both = {"adapters": exported, "merged": merged(case.run) if engine.merged == "all" or (
-            engine.merged == "refused" and is_refused) else []}
+        both = {"adapters": exported, "merged": merged_for(engine, case, folder)
+                if engine.merged == "all" or (engine.merged == "refused" and is_refused) else []}
         for key, made in both.items():
             if not made:
                 continue
@@ -144,11 +158,11 @@ def prove(engine: Engine, base: str, base_path: Path, cases: list[Any],
                 asked[place] = (case, case.name if key == "adapters" else f"merged:{case.name}")
     if not asked:
         return cells, {}
-    folder = arguments.work / "asked" / engine.name / base
     try:
         found = ask(engine, arguments.work, folder, {
-            "base": str(engine.base(base_path, folder)), **given, "prompts": prompts(base_path),
-            "new_tokens": arguments.new_tokens, "dtype": "float32"}, 60 * arguments.limit_minutes)
+            "base": str(engine.model(base_path, folder / "base")), **given,
+            "prompts": prompts(base_path), "new_tokens": arguments.new_tokens,
+            "dtype": "float32"}, 60 * arguments.limit_minutes)
     except EngineError as error:
         return cells | {place: Cell(failed=str(error).partition(" (/")[0])
                         for place in asked}, {}

@@ -47,9 +47,9 @@ class Engine:
     name: on the command line. title: in the table. package: whose version is shown. torch: the
     version to build on, None where it needs none. format: what `lorafit export-adapter --format`
     is told for it; None where it takes no adapters. merged: of which adapters it is given merged
-    models: of all, of those that are refused for it, or of none. base: what the driver is given of
-    a base, made in a folder. why_not: why it cannot run here; it is then listed with what is
-    refused for it, and not run.
+    models: of all, of those that are refused for it, or of none. model: what the driver is given of
+    a base or a merged model, made in a folder; UserError where it cannot be. why_not: why it cannot
+    run here; it is then listed with what is refused for it, and not run.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Engine:
     torch: str | None = None
     format: str | None = None
     merged: Literal["all", "refused", "none"] = "none"
-    base: Callable[[Path, Path], Path] = _as_it_is
+    model: Callable[[Path, Path], Path] = _as_it_is
     surroundings: dict[str, str] = field(default_factory=dict)
     why_not: str = ""
 
