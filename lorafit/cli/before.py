@@ -24,7 +24,8 @@ def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
             run.refuse_taken()
         except UserError as error:
             problems += error.problems
-    problems += [problem for problem in (_base_problem(recipe.model.base),) if problem]
+    problems += [problem for problem in (_base_problem(recipe.model.base),
+                                         _template_problem(recipe.data.chat_template)) if problem]
     problems += look_at([given for given in sources(recipe.data) if not given.location.is_hub])
     if problems:
         raise UserError(problems=problems)
@@ -53,6 +54,23 @@ def _base_problem(base: str) -> Problem | None:
     except (OSError, ValueError, RecursionError) as error:
         why = str(error)
     return Problem(f"its config.json cannot be read: {why}", where, "fetch the model again")
+
+
+def _template_problem(template: str | None) -> Problem | None:
+    """What is wrong with a template that does not need the tokenizer to be found.
+
+    A bare word may be the name of one of the tokenizer's templates.
+    """
+    if template is None or not ("{" in template or "/" in template or os.path.exists(template)
+                                or template.endswith((".jinja", ".jinja2", ".j2"))):
+        return None
+    from lorafit.data.chat import check_template, resolve_template
+
+    try:
+        check_template(resolve_template(template, None))
+    except UserError as error:
+        return error.problems[0]
+    return None
 
 
 def settle_hub(recipe: Recipe) -> bool:
