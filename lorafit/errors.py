@@ -41,7 +41,7 @@ def _readable(text: str) -> str:
     if len(text) > _MAX_CHARACTERS:
         half = _MAX_CHARACTERS // 2
         text = f"{text[:half]} … {text[-half:]}"
-    return "".join(character if character >= " " and character != "\x7f" or character == "\n"
+    return "".join(character if (character >= " " and character != "\x7f") or character == "\n"
                    else ascii(character)[1:-1] for character in text)
 
 

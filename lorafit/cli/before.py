@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lorafit import libraries
-from lorafit.data.given import Given, look_at, sources_of
+from lorafit.data.first_look import look_at
+from lorafit.data.given import Given, sources_of
 from lorafit.errors import Problem, UserError
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Data, Model, Recipe
@@ -26,7 +27,7 @@ def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
             problems += error.problems
     problems += [problem for problem in (_base_problem(recipe.model.base),
                                          _template_problem(recipe.data.chat_template)) if problem]
-    problems += look_at([given for given in sources(recipe.data) if not given.location.is_hub])
+    problems += look_at(recipe.data)
     if problems:
         raise UserError(problems=problems)
 

@@ -88,7 +88,7 @@ def locked(key: str) -> Iterator[Path]:
         yield directory / key
     finally:
         if not (directory / key).exists():
-            Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits sees that, and makes another
+            Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits makes another
         lock.release()
 
 

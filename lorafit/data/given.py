@@ -1,16 +1,11 @@
-"""A source of the recipe: where it is, what shape its rows have, and a first look at them.
+"""A source of the recipe: where it is, and what shape its rows have. Needs no tokenizer."""
 
-Nothing here needs a tokenizer, so that what is wrong with the first rows is said at once.
-"""
-
-import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from lorafit.data.examples import Example
 from lorafit.data.formats import FORMATS, choose_format, convert_rows
-from lorafit.data.rows import MAX_EXAMPLES, Place, Row, problems_error
+from lorafit.data.rows import Place, Row, problems_error
 from lorafit.data.sources import (
     Location,
     RawBlock,
@@ -23,8 +18,6 @@ from lorafit.errors import Problem, UserError
 from lorafit.recipe.schema import Data, Source
 
 FIRST_ROWS = 100  # looked at to choose the format
-LOOK_ROWS = 5000  # of each source, read before anything heavy is imported
-LOOK_S = 0.5  # for all sources together; rows that are not reached are read later anyway
 BLOCK_ROWS = 1000
 
 
@@ -78,58 +71,11 @@ def sources_of(data: Data, which: str) -> list[Given]:
 
 def shape_of(given: Given) -> Shape:
     """The format of a source by its first rows. UserError when none fits."""
-    chosen, mapping, reason = choose_format(_first_usable(given), given.format, given.columns)
+    chosen, mapping, reason = choose_format(first_usable(given), given.format, given.columns)
     return Shape(chosen.name, mapping, reason)
 
 
-def look_at(sources: Sequence[Given]) -> list[Problem]:
-    """What is wrong with sources, as far as their first rows show it.
-
-    Each is looked for, its format chosen and up to LOOK_ROWS of its rows read and converted, for
-    LOOK_S seconds altogether and at least the first block of each. Reading a source as a whole is
-    left to `open_store`: a file of many gigabytes is not read twice.
-    """
-    problems: list[Problem] = []
-    until_s = time.monotonic() + LOOK_S
-    for given in sources:
-        try:
-            _look(given, until_s)
-        except UserError as error:
-            problems += error.problems
-    return list(dict.fromkeys(problems))
-
-
-def _look(given: Given, until_s: float) -> None:
-    """UserError when a source is missing, empty, or one of its first rows does not fit."""
-    chosen, mapping, _ = choose_format(_first_usable(given), given.format, given.columns)
-    if given.location.has_splits:
-        return
-    problems: list[Problem] = []
-    rows = 0
-    try:
-        for block in _look_blocks(given, until_s):
-            parsed, unread = parse_block(block)
-            _, misfits = convert_rows(parsed, chosen, mapping)
-            problems += unread + misfits
-            rows += len(block)
-    except UserError as error:
-        if given.may_drop or not problems:
-            raise
-        raise UserError(problems=[*problems[:MAX_EXAMPLES], *error.problems]) from None
-    if problems and not given.may_drop:
-        raise unusable(problems, rows, len(problems))
-
-
-def _look_blocks(given: Given, until_s: float) -> Iterator[RawBlock]:
-    blocks = open_blocks(given.location, default_split=given.split, block_rows=FIRST_ROWS)
-    limit = LOOK_ROWS if given.limit is None else min(LOOK_ROWS, given.limit)
-    for block in first_rows(blocks, limit):
-        yield block
-        if time.monotonic() > until_s:
-            return
-
-
-def _first_usable(given: Given) -> list[Row]:
+def first_usable(given: Given) -> list[Row]:
     """Some of the first rows that can be read. UserError when one cannot, unless it may be
     dropped, and when there is none."""
     if given.may_drop:
@@ -169,6 +115,7 @@ def unusable(problems: list[Problem], rows: int, affected: int) -> UserError:
 
 
 def first_rows(blocks: Iterator[RawBlock], limit: int | None) -> Iterator[RawBlock]:
+    """Blocks up to so many rows; all where there is no limit."""
     if limit is None:
         yield from blocks
         return

@@ -194,8 +194,9 @@ def _section_at(keys: KeyPath) -> type[BaseModel] | None:
     owner = _model_at(keys[:-1])
     field = owner.model_fields.get(str(keys[-1])) if owner else None
     annotation = field.annotation if field else None
-    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return annotation if is_section else None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
 
 
 def _stands_in(values: Any, loc: tuple[Any, ...], key: Any) -> bool:

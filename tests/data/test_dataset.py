@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from lorafit.data import cache
 from lorafit.data.dataset import TokenisedData, read_data
 from lorafit.data.examples import Exchange, Passage
-from lorafit.data.given import LOOK_ROWS, look_at, sources_of
+from lorafit.data.first_look import LOOK_ROWS, look_at
 from lorafit.errors import MachineError, UserError
 from lorafit.model.base import TINY
 from lorafit.recipe.schema import Data
@@ -256,28 +256,28 @@ def test_rows_that_may_be_dropped_may_be_the_first(
     path = tmp_path / "rows.jsonl"
     path.write_text(first + '\n{"text": "fine"}\n{"text": ""}\n', encoding="utf-8")
     data = Data(train=str(path), checks={"unusable": "drop"})
-    assert look_at(sources_of(data, "train")) == []
+    assert look_at(data) == []
     rows, _ = read_data(data, tokenizer, 0)
     assert lines(rows) == [2]
     assert rows.report.rows_read == 3
-    problems = look_at(sources_of(Data(train=str(path)), "train"))
+    problems = look_at(Data(train=str(path)))
     assert str(problems[0]).startswith(f"{path}:1: ")
 
 
 def test_the_first_look_goes_so_far_and_the_reading_to_the_end(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lorafit.data.given.LOOK_S", 60.0)  # rows decide, however slow the machine
+    monkeypatch.setattr("lorafit.data.first_look.LOOK_S", 60.0)  # rows decide
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "t"}\n' * LOOK_ROWS + '{"other": 1}\n')
     data = Data(train=str(path), checks=ALL_ALLOWED)
-    assert look_at(sources_of(data, "train")) == []
+    assert look_at(data) == []
     with pytest.raises(UserError, match=rf"rows\.jsonl:{LOOK_ROWS + 1}: the row lacks the column"):
         read_data(data, tokenizer, 0)
     path.write_text('{"text": "t"}\n' * (LOOK_ROWS - 1) + '{"other": 1}\n')
-    found, _ = look_at(sources_of(data, "train"))
+    found, _ = look_at(data)
     assert str(found).startswith(f"{path}:{LOOK_ROWS}: the row lacks the column text")
-    assert look_at(sources_of(data.model_copy(update={"max_rows": 200}), "train")) == []
+    assert look_at(data.model_copy(update={"max_rows": 200})) == []
 
 
 def test_the_first_look_finds_what_is_wrong_with_every_source(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_the_first_look_finds_what_is_wrong_with_every_source(tmp_path: Path) ->
     rows.write_text('{"text": "t"}\n{"text": 5}\n')
     (tmp_path / "held.csv").write_text("text\nfine\na,b\n")
     data = Data(train=[str(rows), str(tmp_path / "none.json")], eval=str(tmp_path / "held.csv"))
-    found = look_at([*sources_of(data, "train"), *sources_of(data, "eval")])
+    found = look_at(data)
     assert [problem.where.rpartition("/")[2] for problem in found if problem.where] == [
         "rows.jsonl:2", "none.json", "held.csv:3"]
 

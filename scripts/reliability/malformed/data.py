@@ -223,7 +223,8 @@ def no_file(random: Random) -> Case:
     files: dict[str, Any]
     files, named, place = random.choice([
         ({}, "rows.jsonl", "rows.jsonl"), ({}, "data/*.jsonl", "data/*.jsonl"),
-        ({"d": Special.DIRECTORY}, "d", "d"), ({"d.jsonl": Special.DIRECTORY}, "d.jsonl", "d.jsonl"),
+        ({"d": Special.DIRECTORY}, "d", "d"),
+        ({"d.jsonl": Special.DIRECTORY}, "d.jsonl", "d.jsonl"),
         ({"p.jsonl": Special.PIPE}, "p.jsonl", "p.jsonl"),
         ({"l.jsonl": Special.DANGLING_LINK}, "l.jsonl", "l.jsonl"),
         ({"d/readme.md": b"x"}, "d", "d"), ({"d/.hidden.jsonl": GOOD_ROWS}, "d", "d"),
@@ -270,17 +271,37 @@ def endless_line(random: Random) -> Case:
     return with_rows({name: raw}, name, name)
 
 
+def nothing_to_learn(random: Random) -> Case:
+    """One of the assistant's turns says nothing, or the weights leave nothing to train."""
+    rows = good("chat", random.randrange(1, 40), random)
+    at = random.randrange(len(rows))
+    messages = rows[at]["messages"]
+    if random.random() < 0.5:
+        messages[-1:-1] = [{"role": "assistant", "content": random.choice(["", " ", "\u200b"])},
+                           {"role": "user", "content": "go on"}]
+    else:
+        for message in messages:
+            if message["role"] == "assistant":
+                message["weight"] = 0
+    return _packed(random, as_lines(rows), f":{at + 1}:", None)
+
+
+def trained_and_held_out(random: Random) -> Case:
+    """The held-out file is among those that are trained on."""
+    files = {"d/a.jsonl": GOOD_ROWS, "d/b.jsonl": as_lines(good("chat", 3, random))}
+    named = random.choice(["d", "d/*.jsonl", "d/a.jsonl", "[d/b.jsonl, ./d/../d/a.jsonl]"])
+    return with_rows(files, "d/a.jsonl", named, "--set", "data.eval=d/a.jsonl")
+
+
 def needs_a_tokenizer(random: Random) -> Case:
     """Rows that are well formed: too long for the recipe, with a special token of the base in their
-    text, with nothing that is trained, or with turns that the base's template refuses."""
+    text, or with turns that the base's template refuses."""
     special = {"prompt": "a", "completion": "<|end|> b"}
-    silent = {"messages": [{"role": "user", "content": "a"},
-                           {"role": "assistant", "content": "b", "weight": 0}]}
     tool = {"messages": [{"role": "user", "content": "a"},
                          {"role": "developer", "content": "b"},
                          {"role": "assistant", "content": "c"}]}
     long = {"prompt": text(random), "completion": text(random) * 2000}
-    bad = random.choice([special, silent, tool, long])
+    bad = random.choice([special, tool, long])
     case = with_rows({ROWS: as_lines([bad])}, ROWS, ROWS)
     return Case(case.files, case.place, needs_model=True)
 
@@ -347,5 +368,5 @@ KINDS: tuple[Kind, ...] = (
     one_bad_row, one_bad_row_in_json, all_rows_bad, late_bad_row, bad_held_out_row, one_bad_source,
     broken_line, wrong_bytes, other_encoding, nothing_in_it, unknown_columns, ragged_rows,
     wrong_header, cut_archive, damaged_archive, wrong_ending, no_list, no_file, wrong_mapping,
-    wrong_table, endless_line, needs_a_tokenizer,
+    wrong_table, endless_line, nothing_to_learn, trained_and_held_out, needs_a_tokenizer,
 )

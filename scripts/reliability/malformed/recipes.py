@@ -2,6 +2,7 @@
 
 import re
 import string
+from itertools import pairwise
 from random import Random
 
 from reliability.malformed.case import (
@@ -18,22 +19,30 @@ from reliability.malformed.recipe_text import shipped
 from reliability.malformed.schema import is_valid, sections
 
 # As they stand in recipes of axolotl, LLaMA-Factory, TRL, ms-swift and Unsloth.
-FOREIGN = """base_model model_name_or_path model_type load_in_4bit load_in_8bit lora_r lora_rank
-lora_alpha lora_dropout lora_target lora_target_linear lora_target_modules finetuning_type stage
-datasets dataset dataset_dir cutoff_len sequence_len max_seq_length template chat_template_name
-per_device_train_batch_size gradient_accumulation_steps num_train_epochs num_epochs max_steps
-learning_rate lr_scheduler_type warmup_ratio optim bf16 fp16 tf32 flash_attention output_dir
-train_type train_on_inputs sample_packing pad_to_sequence_len val_set_size wandb_project hub_model_id
-use_unsloth quantization_bit deepspeed fsdp special_tokens save_steps logging_steps""".split()
+FOREIGN = [
+    "base_model", "model_name_or_path", "model_type", "load_in_4bit", "load_in_8bit", "lora_r",
+    "lora_rank", "lora_alpha", "lora_dropout", "lora_target", "lora_target_linear",
+    "lora_target_modules", "finetuning_type", "stage", "datasets", "dataset", "dataset_dir",
+    "cutoff_len", "sequence_len", "max_seq_length", "template", "chat_template_name",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
+    "num_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "warmup_ratio", "optim",
+    "bf16", "fp16", "tf32", "flash_attention", "output_dir", "train_type", "train_on_inputs",
+    "sample_packing", "pad_to_sequence_len", "val_set_size", "wandb_project", "hub_model_id",
+    "use_unsloth", "quantization_bit", "deepspeed", "fsdp", "special_tokens", "save_steps",
+    "logging_steps",
+]
 VALUES = [
-    "0", "-1", "1.5", "-0.5", "2", "1e400", "-1e400", ".nan", ".inf", "-.inf", "99999999999999999999",
+    "0", "-1", "1.5", "-0.5", "2", "1e400", "-1e400", ".nan", ".inf", "-.inf",
+    "99999999999999999999",
     "1_000_000_000_000_000_000_000_000", "true", "on", "no", "~", "[]", "{}", "[1, 2]", "[[1]]",
-    "{a: 1}", "''", "' '", '"5"', "five", "2026-01-31", "12:30:45", "1e-4x", "0x1F", "0o17", "1,000",
-    "4bit", "bf16", "None", "True or False", "[q_proj, 5]", "[true]", "'\\0'", "ü", "auto ",
+    "{a: 1}", "''", "' '", '"5"', "five", "2026-01-31", "12:30:45", "1e-4x", "0x1F", "0o17",
+    "1,000", "4bit", "bf16", "None", "True or False", "[q_proj, 5]", "[true]", "'\\0'", "ü",
+    "auto ",
 ]
 _PYTHON = {"~": None, "[]": [], "{}": {}, "[1, 2]": [1, 2], "[[1]]": [[1]], "{a: 1}": {"a": 1},
            "''": "", "' '": " ", '"5"': "5", "true": True, "on": True, "no": False,
-           ".nan": float("nan"), ".inf": float("inf"), "-.inf": float("-inf"), "1e400": float("inf"),
+           ".nan": float("nan"), ".inf": float("inf"), "-.inf": float("-inf"),
+           "1e400": float("inf"),
            "-1e400": float("-inf"), "99999999999999999999": 99999999999999999999,
            "1_000_000_000_000_000_000_000_000": 1e24, "0": 0, "-1": -1, "1.5": 1.5, "-0.5": -0.5,
            "2": 2, "[q_proj, 5]": ["q_proj", 5], "[true]": [True], "'\\0'": "\\0", "auto ": "auto"}
@@ -127,7 +136,7 @@ def indentation(random: Random) -> Case:
     mapping allows."""
     text = shipped(random)
     keys = text.keys
-    later = [index for (index, section, _, _), (_, before, _, _) in zip(keys[1:], keys, strict=False)
+    later = [index for (index, section, *_), (_, before, *_) in pairwise(reversed(keys))
              if section == before]
     index = random.choice(later)
     spaces = random.choice([" ", "   ", "    ", "      "])

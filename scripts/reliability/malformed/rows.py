@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 Row = dict[str, Any]
 
-WORDS = "ein two три 四 cinq ses sieben huit nove dieci elva".split()
+WORDS = ["ein", "two", "три", "四", "cinq", "ses", "sieben", "huit", "nove", "dieci", "elva"]
 
 
 def text(random: Random) -> str:
