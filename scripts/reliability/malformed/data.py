@@ -288,7 +288,7 @@ def nothing_to_learn(random: Random) -> Case:
 
 def trained_and_held_out(random: Random) -> Case:
     """The held-out file is among those that are trained on."""
-    files = {"d/a.jsonl": GOOD_ROWS, "d/b.jsonl": as_lines(good("chat", 3, random))}
+    files = {"d/a.jsonl": GOOD_ROWS, "d/b.jsonl": as_lines(good("prompt_completion", 3, random))}
     named = random.choice(["d", "d/*.jsonl", "d/a.jsonl", "[d/b.jsonl, ./d/../d/a.jsonl]"])
     return with_rows(files, "d/a.jsonl", named, "--set", "data.eval=d/a.jsonl")
 
