@@ -3,9 +3,9 @@
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -213,20 +213,22 @@ def test_a_mistake_is_refused_with_place_and_remedy_and_nothing_is_written(
 
 @pytest.mark.parametrize("mistake", [wrong_type, row_without_its_column, missing_base],
                          ids=lambda mistake: mistake.__name__)
-def test_what_needs_no_model_is_answered_in_under_two_seconds(
+def test_what_needs_no_model_is_answered_in_under_a_second(
     folder: Path, mistake: Mistake,
 ) -> None:
     arguments, _ = mistake()
-    assert best_of_three(lambda: run(*arguments)) < 2
+    assert best_of_three(lambda: run(*arguments)) < 1
 
 
 def best_of_three(action: Callable[[], object]) -> float:
-    """Seconds of the fastest of three runs."""
+    """Seconds of a processor that the cheapest of three runs of a process takes, however many
+    other processes there are."""
     times = []
     for _ in range(3):
-        started_s = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         action()
-        times.append(time.perf_counter() - started_s)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return min(times)
 
 
@@ -258,7 +260,9 @@ def test_a_base_that_is_no_model_directory_is_refused(folder: Path) -> None:
     Path("base").mkdir()
     edit("base: tiny", "base: ./base")
     said = refused(folder, "train", "r.yaml")
-    assert f"model.base: {folder / 'base'}: is a directory without a config.json" in said
+    assert "model.base: ./base: is a directory without a config.json" in said
+    Path("base/config.json").write_text("[]")
+    assert "model.base: ./base: its config.json cannot be read" in refused(folder, "train", "r.yaml")
 
 
 def test_a_hub_name_without_network_says_so_and_points_to_tiny(folder: Path) -> None:
@@ -299,14 +303,15 @@ def test_help_answers_at_once() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"],
-                                       ["train", "nowhere.yaml"], ["schema"]])
+                                       ["train", "nowhere.yaml"], ["schema"],
+                                       ["train", "r.yaml", "--set", "data.train=x.csv"]])
 def test_nothing_heavy_is_imported_before_it_is_needed(folder: Path, arguments: list[str]) -> None:
     process = run(*arguments, options=("-X", "importtime"))
     imported = {line.rpartition("|")[2].strip().partition(".")[0]
                 for line in process.stderr.splitlines() if line.startswith("import time:")}
     assert "lorafit" in imported
     assert not imported & {"torch", "transformers", "peft", "accelerate", "datasets",
-                           "bitsandbytes", "safetensors", "pyarrow", "pandas"}
+                           "bitsandbytes", "safetensors", "pyarrow", "pandas", "numpy", "jinja2"}
 
 
 # ---- a corpus of malformed recipes and data, in this process
