@@ -262,7 +262,8 @@ def test_a_base_that_is_no_model_directory_is_refused(folder: Path) -> None:
     said = refused(folder, "train", "r.yaml")
     assert "model.base: ./base: is a directory without a config.json" in said
     Path("base/config.json").write_text("[]")
-    assert "model.base: ./base: its config.json cannot be read" in refused(folder, "train", "r.yaml")
+    said = refused(folder, "train", "r.yaml")
+    assert "model.base: ./base: its config.json cannot be read" in said
 
 
 def test_a_hub_name_without_network_says_so_and_points_to_tiny(folder: Path) -> None:
