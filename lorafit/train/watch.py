@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-_WINDOW = 50  # steps that a loss is compared with
+_WINDOW = 30  # steps that a loss is compared with
 _FEW = 20  # steps before there is anything to compare with
-_SPIKE_DEVIATIONS = 8.0
+_SPIKE_DEVIATIONS = 6.0
 _SPIKE_FACTOR = 1.3
 _STILL_AFTER = 100  # steps in which a loss should have moved
 _EACH = 20  # of them at the beginning and at the end are compared
