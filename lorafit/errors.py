@@ -12,7 +12,7 @@ EXIT_CODES = {
     1: "a bug in lorafit (the traceback is shown)",
     2: "the input is wrong: command line, recipe, data, model or directory",
     3: "the machine failed: no space, a file that cannot be written, out of memory",
-    4: "training stopped because a loss or a gradient was not finite",
+    4: "training stopped because a loss, a gradient or a weight was not finite",
     5: "verification failed: what was written differs from what was trained",
     6: "the time of --stop-after is over; a checkpoint was committed, --resume goes on",
     130: "interrupted (SIGINT); a checkpoint was committed if training had started",
