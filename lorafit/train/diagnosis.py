@@ -49,7 +49,7 @@ class Suspect:
                 continue
             rows = [place for place, alone in self.rows(batch.examples)
                     if not torch.isfinite(torch.tensor(alone))]
-            found.append(f"in {_several(rows)}" if rows else
+            found.append(f"in {several(rows)}" if rows else
                          "in no row alone: rows together, or what is drawn at random")
             break
         return found
@@ -90,7 +90,7 @@ class Suspect:
     def _weights(self, what: str, tensor: Callable[[nn.Parameter], Tensor | None]) -> list[str]:
         names = [name for name, p in self.adapted.named_parameters() if p.requires_grad
                  and (value := tensor(p)) is not None and not torch.isfinite(value).all()]
-        return [f"{what} {_several(names)}"] if names else []
+        return [f"{what} {several(names)}"] if names else []
 
 
 def _watch(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]:
@@ -103,6 +103,7 @@ def _watch(name: str, found: list[str]) -> Callable[[nn.Module, Any, Any], None]
     return note
 
 
-def _several(names: Sequence[str]) -> str:
+def several(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

@@ -1,5 +1,6 @@
 """The training loop, top to bottom."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from lorafit.model.adapters.step_rule import StepRule
 from lorafit.recipe.schema import Training
 from lorafit.run_dir import RunDir, append_jsonl, write_json
 from lorafit.train.checkpoint import Progress, save_checkpoint
-from lorafit.train.diagnosis import Suspect
+from lorafit.train.diagnosis import Suspect, several
 from lorafit.train.display import Display
 from lorafit.train.evaluation import held_out_loss
 from lorafit.train.memory import Fit
@@ -30,6 +31,7 @@ from lorafit.train.step import NotFinite, StepResult, train_step
 from lorafit.train.watch import Watch
 
 MAX_ROWS_NAMED = 8
+MAX_HELD_OUT_LOOKED_THROUGH = 500
 _WORST_ROWS = 3
 
 
@@ -325,7 +327,23 @@ def evaluate(job: Job, progress: Progress) -> tuple[bool, Wish]:
     if job.accelerator.is_main_process:
         append_jsonl(job.run.metrics, {"step": progress.step, "held_out_loss": loss})
     job.display.evaluation(progress.step, loss, is_best)
+    if not math.isfinite(loss) and job.accelerator.is_main_process:
+        warning = f"the held-out loss is {loss}, and no best step can be told: " + _bad_rows(job)
+        append_jsonl(job.run.metrics, {"step": progress.step, "warning": warning})
+        job.display.say(f"warning: step {progress.step}: {warning}")
     return is_best, Wish.NOTHING
+
+
+def _bad_rows(job: Job) -> str:
+    """The held-out rows that give no finite loss, as far as they are looked through."""
+    data = job.held_out
+    assert data is not None
+    examples = StepExamples(data.lengths, data.tokens, data.place)
+    suspect = Suspect(job.module, job.adapted, examples, job.layout, job.pad_id,
+                      job.accelerator.device, 0, 0, lambda k: k)
+    looked = min(len(data), MAX_HELD_OUT_LOOKED_THROUGH)
+    bad = [place for place, loss in suspect.rows(range(looked)) if not math.isfinite(loss)]
+    return f"in {several(bad)}" if bad else f"none of the first {looked} rows alone"
 
 
 def commit(job: Job, progress: Progress) -> None:

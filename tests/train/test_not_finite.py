@@ -81,6 +81,22 @@ def test_and_no_more(poisoned, train):
     assert train(resumed, resume=True).progress.skipped_steps == 2
 
 
+def test_a_held_out_row_without_a_finite_loss_is_named(poisoned, make_recipe, train):
+    recipe = poisoned()
+    rows = Path(recipe.data.train)
+    held_out = rows.with_name("held_out.jsonl")
+    held_out.write_text(rows.read_text())
+    rows.write_text("".join(line + "\n" for line in held_out.read_text().splitlines()
+                            if RARE not in line))
+    recipe = recipe.model_copy(update={
+        "data": recipe.data.model_copy(update={"eval": str(held_out)})})
+    train(recipe)
+    log = RunDir(Path(recipe.output.dir)).metrics.read_text().splitlines()
+    warnings = [json.loads(line)["warning"] for line in log if '"warning"' in line]
+    assert "the held-out loss is nan" in warnings[0]
+    assert "held_out.jsonl:7" in warnings[0]
+
+
 def test_a_weight_that_is_not_finite_is_never_committed(make_recipe, tmp_path):
     from lorafit.model.adapters.add import add_adapter
     from lorafit.model.base import load_base
