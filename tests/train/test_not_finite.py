@@ -84,17 +84,17 @@ def test_and_no_more(poisoned, train):
 def test_a_held_out_row_without_a_finite_loss_is_named(poisoned, make_recipe, train):
     recipe = poisoned()
     rows = Path(recipe.data.train)
+    lines = rows.read_text().splitlines()
     held_out = rows.with_name("held_out.jsonl")
-    held_out.write_text(rows.read_text())
-    rows.write_text("".join(line + "\n" for line in held_out.read_text().splitlines()
-                            if RARE not in line))
+    held_out.write_text(f"{lines[0]}\n{lines[6]}\n")
+    rows.write_text("".join(line + "\n" for line in lines[1:] if RARE not in line))
     recipe = recipe.model_copy(update={
         "data": recipe.data.model_copy(update={"eval": str(held_out)})})
     train(recipe)
     log = RunDir(Path(recipe.output.dir)).metrics.read_text().splitlines()
     warnings = [json.loads(line)["warning"] for line in log if '"warning"' in line]
     assert "the held-out loss is nan" in warnings[0]
-    assert "held_out.jsonl:7" in warnings[0]
+    assert "held_out.jsonl:2" in warnings[0]
 
 
 def test_a_weight_that_is_not_finite_is_never_committed(make_recipe, tmp_path):
