@@ -1,4 +1,4 @@
-"""Several ranks: stopped together, gone on with by another number, out of memory each for itself."""
+"""Several ranks: stopped together, gone on with by other numbers, each with its own memory."""
 
 import json
 import os
