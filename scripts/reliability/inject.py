@@ -143,8 +143,8 @@ def _into_lorafit(fault: _Fault) -> None:
         return result
 
     @wraps(real_forward)
-    def forward(self: Any, input_ids: Any, attention_mask: Any, labels: Any, position_ids: Any = None,
-                *given: Any, **named: Any) -> Any:
+    def forward(self: Any, input_ids: Any, attention_mask: Any, labels: Any,
+                position_ids: Any = None, *given: Any, **named: Any) -> Any:
         rows = len(input_ids)
         if position_ids is not None:  # sequences in a row
             rows = int((position_ids == 0).sum())

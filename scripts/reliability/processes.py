@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -44,6 +44,12 @@ class Process:
             raise TimeoutError(f"did not end within {timeout_s:.0f} s\n{self.said()[-2000:]}")
         assert self.code is not None
         return self.code
+
+    def kill_after(self, seconds: float) -> None:
+        """kill -9 after so long, unless it ends before."""
+        if not self._ended.wait(seconds):
+            self.send(signal.SIGKILL)
+            self.wait(60)
 
     def is_running(self) -> bool:
         return not self._ended.is_set()
@@ -154,6 +160,16 @@ def forks() -> Forks:
 def alive(numbers: Sequence[int]) -> list[int]:
     """Those processes that still run; one that is dead and not yet collected does not."""
     return [number for number in numbers if _state(number) not in ("", "Z", "X")]
+
+
+def wait_until(happens: Callable[[], bool], timeout_s: float) -> bool:
+    """Whether it happened in time; asked every few milliseconds."""
+    deadline = time.monotonic() + timeout_s
+    while not happens():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.003)
+    return True
 
 
 def session(number: int) -> list[int]:

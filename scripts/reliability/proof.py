@@ -26,7 +26,9 @@ class Proof:
 
     @property
     def is_reached(self) -> bool:
-        return self.tally.asked >= self.wanted and self.tally.passed == self.tally.asked
+        there_are = self.tally.there_are
+        wanted = self.wanted if there_are is None else min(self.wanted, there_are)
+        return 0 < wanted <= self.tally.asked == self.tally.passed
 
 
 def prove(rows: Iterable[Row], *, work: Path | None, seed: int, jobs: int, scale: float,

@@ -1,4 +1,4 @@
-"""kill -9 once, at any instant: between two changes to the files, within a write, or by the clock."""
+"""kill -9 once: between two changes to the files, within a write, or by the clock."""
 
 import shutil
 import signal
@@ -7,10 +7,10 @@ from pathlib import Path
 
 from reliability.faults import Fault, read_trace
 from reliability.row import Row, Setting, Tally
-from reliability.subject import Lorafit, Peer, Subject, each, finish, uninterrupted
+from reliability.subject import Lorafit, Peer, each, finish, uninterrupted
 
 
-def ask(setting: Setting, times: int, *, of: type[Lorafit] | type[Peer] = Lorafit) -> Tally:
+def ask(setting: Setting, times: int, of: type[Lorafit] | type[Peer] = Lorafit) -> Tally:
     subject = of(setting.work)
     whole = uninterrupted(subject)
     traced = subject.folder / "traced"
@@ -31,7 +31,7 @@ def ask(setting: Setting, times: int, *, of: type[Lorafit] | type[Peer] = Lorafi
             after_s = draw.uniform(0, whole.seconds)
             when = f"after {after_s:.3f} s"
             process = subject.start(run)
-            kill_after(process, after_s)
+            process.kill_after(after_s)
         if process.code not in (-signal.SIGKILL, 0):
             return f"killed {when}: ended with {process.code} instead"
         problem = finish(subject, run, whole.digest)
@@ -45,14 +45,6 @@ def ask(setting: Setting, times: int, *, of: type[Lorafit] | type[Peer] = Lorafi
     return tally
 
 
-def kill_after(process, after_s: float) -> None:
-    try:
-        process.wait(after_s)
-    except TimeoutError:  # which has killed it
-        process.wait(60)
-
-
 ROW = Row(
     "kill", "kill -9 at a random instant, half of them inside a save; the same command again",
     "the adapter's SHA-256 is the uninterrupted run's", 200, 6, ask, partial(ask, of=Peer))
-_ = Subject
