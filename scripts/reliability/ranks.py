@@ -20,7 +20,9 @@ def prepare(count: int, main: Callable[[], None]) -> None:
     """Fork `count` processes that wait, and let the launcher of this process start those."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-    waiting = [_Rank(main) for _ in range(count)]
+    waiting: list[_Rank] = []
+    for _ in range(count):
+        waiting.append(_Rank(main, others=waiting))
 
     def start(args: Sequence[str], env: dict[str, str], **how: Any) -> Any:
         rank = waiting.pop(0)
@@ -33,12 +35,13 @@ def prepare(count: int, main: Callable[[], None]) -> None:
 class _Rank:
     """The part of subprocess.Popen that torch's launcher uses."""
 
-    def __init__(self, main: Callable[[], None]) -> None:
+    def __init__(self, main: Callable[[], None], others: Sequence["_Rank"]) -> None:
         reading, self._writing = os.pipe()
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self._writing)
+            for rank in (self, *others):  # a pipe ends when nobody holds its end
+                os.close(rank._writing)
             _wait_and_run(reading, main)
         os.close(reading)
 
