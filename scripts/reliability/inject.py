@@ -57,7 +57,7 @@ class _Fault:
         """The loss of a micro-batch of the step, or what the fault makes of it."""
         import torch
 
-        if not (self.step and torch.is_grad_enabled() and module.training):
+        if not (self.step and torch.is_grad_enabled()):
             return compute()
         self.micro += 1
         here = self.is_due() and self.micro == self.asked.micro
@@ -138,7 +138,11 @@ def _into_lorafit(fault: _Fault) -> None:
         values = [*given, *named.values()]
         optimizer = next(v for v in values if isinstance(v, torch.optim.Optimizer))
         fault.begin(named["step"] + 1, optimizer)
-        result = real_step(*given, **named)
+        try:
+            result = real_step(*given, **named)
+        except BaseException:
+            fault.step = 0  # what looks for the cause is no step
+            raise
         fault.end(lambda: [p for group in optimizer.param_groups for p in group["params"]])
         return result
 

@@ -216,5 +216,15 @@ def _at_once(jobs: int, asked: Callable[[int], str | None], times: int) -> Itera
         yield from pool.map(asked, range(times))
 
 
+def not_finite(run: Path) -> list[str]:
+    """The safetensors of a run that hold a number which is not finite."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    return [str(path.relative_to(run)) for path in sorted(run.rglob("*.safetensors"))
+            if any(tensor.dtype.kind == "f" and not np.isfinite(tensor).all()
+                   for tensor in load_file(path).values())]
+
+
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
