@@ -7,6 +7,9 @@ The command line prints these without a traceback; anything else that escapes is
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_SHOWN = 30  # problems of one message
+_MAX_CHARACTERS = 1000  # of each part of a problem, which may quote what was given
+
 EXIT_CODES = {
     0: "done",
     1: "a bug in lorafit (the traceback is shown)",
@@ -31,8 +34,18 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head}\n    {self.remedy}" if self.remedy else head
+        what, where, remedy = map(_readable, (self.what, self.where, self.remedy))
+        head = f"{where}: {what}" if where else what
+        return f"{head}\n    {remedy}" if remedy else head
+
+
+def _readable(text: str) -> str:
+    """A text without what would break a terminal, and no longer than a person reads."""
+    if len(text) > _MAX_CHARACTERS:
+        half = _MAX_CHARACTERS // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    return "".join(character if (character >= " " and character != "\x7f") or character == "\n"
+                   else ascii(character)[1:-1] for character in text)
 
 
 class LorafitError(Exception):
@@ -49,7 +62,10 @@ class UserError(LorafitError):
     def __init__(self, what: str = "", where: str = "", remedy: str = "", *,
                  problems: Sequence[Problem] = ()) -> None:
         self.problems = list(problems) or [Problem(what, where, remedy)]
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        shown = [str(problem) for problem in self.problems[:MAX_SHOWN]]
+        if len(self.problems) > MAX_SHOWN:
+            shown.append(f"… and {len(self.problems) - MAX_SHOWN:,} more")
+        super().__init__("\n".join(shown))
 
 
 class MachineError(LorafitError):

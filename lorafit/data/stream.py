@@ -24,9 +24,10 @@ from lorafit.data import workers
 from lorafit.data.cache import tokenizer_digest
 from lorafit.data.dataset import Checked, Checks, Report, TokenisedData, fail_on, ready
 from lorafit.data.feed import StepExamples, longest_of
+from lorafit.data.given import Given, names_of, shape_of, sources_of
 from lorafit.data.order import permutation
 from lorafit.data.pipeline import Made, Pipeline
-from lorafit.data.reading import Given, Tally, names_of, shape_of, sources_of
+from lorafit.data.reading import Tally
 from lorafit.data.sources import RawBlock, open_blocks, source_files
 from lorafit.data.store import StoreWriter, TokenStore
 from lorafit.errors import MachineError, UserError

@@ -9,7 +9,7 @@ from typing import Any
 from lorafit import libraries
 from lorafit.cli import show
 from lorafit.cli.before import check_cheaply, on_hub, refuse_taken_json, settle_hub
-from lorafit.data.reading import Given, shape_of
+from lorafit.data.given import Given, shape_of
 from lorafit.data.sources import Location
 from lorafit.errors import Problem, UserError
 from lorafit.launch import end_with_launcher, is_main_rank, launch, started_by_a_launcher
