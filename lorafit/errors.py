@@ -15,11 +15,14 @@ EXIT_CODES = {
     1: "a bug in lorafit (the traceback is shown)",
     2: "the input is wrong: command line, recipe, data, model or directory",
     3: "the machine failed: no space, a file that cannot be written, out of memory",
-    4: "training stopped because a loss or a gradient was not finite",
+    4: "training stopped because a loss, a gradient or a weight was not finite",
     5: "verification failed: what was written differs from what was trained",
+    6: "the time of --stop-after is over; a checkpoint was committed, --resume goes on",
     130: "interrupted (SIGINT); a checkpoint was committed if training had started",
     143: "terminated (SIGTERM); a checkpoint was committed if training had started",
 }
+
+DEADLINE_EXIT_CODE = 6
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class MachineError(LorafitError):
 
 
 class DivergedError(LorafitError):
-    """A loss or gradient was not finite; the weights were left as they were before the step."""
+    """A loss, a gradient or a weight is not finite; nothing of it was kept."""
 
     exit_code = 4
 
@@ -83,9 +86,10 @@ class VerificationError(LorafitError):
     exit_code = 5
 
 
-class StoppedBySignal(LorafitError):
-    """Training was asked to stop; raised after the checkpoint has been committed."""
+class Stopped(LorafitError):
+    """Training was asked to stop; raised after the checkpoint has been committed, if there was
+    anything to commit. exit_code: which of EXIT_CODES."""
 
-    def __init__(self, signal_number: int, message: str) -> None:
-        self.exit_code = 128 + signal_number
+    def __init__(self, exit_code: int, message: str) -> None:
+        self.exit_code = exit_code
         super().__init__(message)
