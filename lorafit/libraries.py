@@ -7,17 +7,25 @@ import warnings
 from urllib.parse import urlsplit
 
 PROBE_TIMEOUT_S = 3.0
+_TELEMETRY_OFF = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK",
+                  "HF_HUB_DISABLE_UPDATE_CHECK", "WANDB_DISABLED", "DISABLE_MLFLOW_INTEGRATION")
 
 
 def settle(needs_hub: bool) -> bool:
     """Set the environment for hub libraries; return whether the hub can be reached.
 
-    Telemetry is switched off. When the hub is needed but does not answer, the libraries are put
+    Telemetry is switched off, and so are kernels that transformers would fetch from the hub and
+    the conversion of pickles that it would ask a server for. Where nothing of the hub is needed,
+    its libraries are put in offline mode: nothing that they do later opens a connection. When the
+    hub is needed but does not answer, the libraries are put
     in offline mode, so that they take what is in their cache, or fail at once instead of
     retrying for half a minute. Call before importing transformers or datasets: they read the
     environment when they are imported.
     """
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    for name in _TELEMETRY_OFF:
+        os.environ[name] = "1"
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     # Large tensors of a CPU in huge pages (Linux, where the system allows them on request): fewer
     # page faults. Read by torch when it first allocates.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -26,6 +34,7 @@ def settle(needs_hub: bool) -> bool:
     warnings.simplefilter("ignore", DeprecationWarning)
     if not needs_hub:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
         return False
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False

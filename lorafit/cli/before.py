@@ -1,13 +1,15 @@
 """What comes before a verb's work: cheap checks, and the hub made ready or left alone."""
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lorafit import libraries
+from lorafit.cli import show
 from lorafit.data.reading import Given, check_source, sources_of
 from lorafit.errors import UserError
+from lorafit.json_files import read_object
+from lorafit.launch import is_main_rank
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Data, Model, Recipe
 from lorafit.run_dir import RunDir, refuse_target
@@ -27,23 +29,47 @@ def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
 
 
 def settle_hub(recipe: Recipe) -> bool:
-    """Prepare the hub libraries for what a recipe needs; whether the hub can be reached."""
-    return libraries.settle(on_hub(recipe.model) or _data_on_hub(recipe.data))
+    """Prepare the hub libraries for what a recipe needs; whether the hub can be reached.
+
+    Where the recipe says that code of the base runs, that code is named first.
+    """
+    is_reachable = libraries.settle(on_hub(recipe.model) or _data_on_hub(recipe.data))
+    if recipe.model.trust_remote_code:
+        _say_what_runs(recipe.model)
+    return is_reachable
 
 
-def settle_hub_for(trained: Path, base: str | None) -> None:
-    """The same for a run or an adapter."""
-    if RunDir(trained).recipe.exists():
-        settle_hub(load_recipe(RunDir(trained).recipe))
-        return
+def settle_hub_for(trained: Path, base: str | None, *others: Path,
+                   overrides: Sequence[str] = (), also: bool = False) -> None:
+    """The same for runs or adapters. overrides: of the run's recipe. also: whether something else
+    is needed of the hub."""
+    libraries.settle(also or any(_needs_hub(path, base, overrides)
+                                 for path in (trained, *others)))
+
+
+def _needs_hub(trained: Path, base: str | None, overrides: Sequence[str]) -> bool:
+    run = RunDir(trained)
+    if run.recipe.exists():
+        recipe = load_recipe(run.recipe, overrides)
+        return (on_hub(Model(base=base)) if base else on_hub(recipe.model)) \
+            or _data_on_hub(recipe.data)
+    name: object = base
     config = trained / "adapter_config.json"
-    name = base
     if name is None and config.is_file():
-        try:
-            name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        except (ValueError, AttributeError):
-            name = None
-    libraries.settle(name is not None and on_hub(Model(base=name)))
+        name = read_object(config).get("base_model_name_or_path")
+    return isinstance(name, str) and bool(name.strip()) and on_hub(
+        Model.model_construct(base=name))
+
+
+def _say_what_runs(model: Model) -> None:
+    """Name the code of a base that the user has allowed, and remember it."""
+    if is_main_rank():
+        from lorafit.model.foreign_code import foreign_code, keep_permission
+
+        code = foreign_code(model)
+        if code.files:
+            show.foreign_code(code.source, code.files, code.digest)
+            keep_permission(code)
 
 
 def on_hub(model: Model) -> bool:

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from lorafit import pins
 from lorafit.errors import UserError
+from lorafit.json_files import read_object
 from lorafit.model.adapters.files import check_adapter_files, only_on
 from lorafit.model.base import load_config, load_tokenizer, sizes
+from lorafit.model.foreign_code import refuse_unread_code
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Data, Model, Recipe
-from lorafit.run_dir import RunDir, read_json, read_jsonl
+from lorafit.run_dir import RunDir, read_jsonl
 
 # Rows to compare on when an adapter comes without a run.
 _PLAIN_PROMPTS = (
@@ -66,7 +69,12 @@ def open_adapter(path: Path, base: str | None = None) -> AdapterSource:
                             "finish it with --resume, or name one of its checkpoints")
         recipe = load_recipe(run.recipe)
         model = recipe.model.model_copy(update={"base": base}) if base else recipe.model
-        _refuse_another_base(run, model)
+        record = _record(run)
+        if not base and isinstance(commit := record.get("base_commit"), str):
+            pins.pin("model", model.base, model.revision, commit)
+        if model.trust_remote_code:
+            refuse_unread_code(model)
+        _refuse_another_base(run, model, record)
         return AdapterSource(run.adapter, check_adapter_files(run.adapter), model, run, recipe)
     config = check_adapter_files(path)
     name = base or config.get("base_model_name_or_path")
@@ -77,14 +85,18 @@ def open_adapter(path: Path, base: str | None = None) -> AdapterSource:
     return AdapterSource(path, config, model, None, None)
 
 
-def _refuse_another_base(run: RunDir, model: Model) -> None:
+def _record(run: RunDir) -> dict[str, Any]:
+    return read_object(run.record, "copy the run again") if run.record.exists() else {}
+
+
+def _refuse_another_base(run: RunDir, model: Model, record: dict[str, Any]) -> None:
     """UserError when the base has other sizes than the one that the run was trained on."""
-    if not run.record.exists():
+    trained = record.get("base_sizes") or {}
+    if not isinstance(trained, dict):
+        raise UserError("is damaged: base_sizes is no mapping", str(run.record),
+                        "copy the run again")
+    if not trained:
         return
-    try:
-        trained = read_json(run.record).get("base_sizes") or {}
-    except (ValueError, AttributeError):
-        raise UserError("is damaged", str(run.record), "copy the run again") from None
     found = sizes(load_config(model))
     other = [f"{key} is {found[key]} there and was {trained[key]} in training"
              for key in trained if key in found and found[key] != trained[key]]
