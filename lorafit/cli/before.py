@@ -8,8 +8,8 @@ from lorafit import libraries
 from lorafit.cli import show
 from lorafit.data.reading import Given, check_source, sources_of
 from lorafit.errors import UserError
-from lorafit.json_files import read_object
 from lorafit.launch import is_main_rank
+from lorafit.model.intake import check_adapter_files, check_model_files
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Data, Model, Recipe
 from lorafit.run_dir import RunDir, refuse_target
@@ -22,10 +22,19 @@ def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
     for given in sources(recipe.data):
         if not given.location.is_hub:
             check_source(given)
+    look_at_base(recipe.model)
     base = recipe.model.base
     if base.startswith((".", "/", "~")) and not Path(os.path.expanduser(base)).exists():
         raise UserError("no such base model", f"model.base: {base}",
                         "name a model directory, a hub id, or tiny")
+
+
+def look_at_base(model: Model) -> None:
+    """UserError when files of a base on this machine are refused (`lorafit.model.intake`)."""
+    folder = Path(model.base)
+    if model.base != "tiny" and (folder / "config.json").is_file():
+        check_model_files(folder, may_run_code=model.trust_remote_code,
+                          where=f"model.base: {model.base}")
 
 
 def settle_hub(recipe: Recipe) -> bool:
@@ -42,7 +51,10 @@ def settle_hub(recipe: Recipe) -> bool:
 def settle_hub_for(trained: Path, base: str | None, *others: Path,
                    overrides: Sequence[str] = (), also: bool = False) -> None:
     """The same for runs or adapters. overrides: of the run's recipe. also: whether something else
-    is needed of the hub."""
+    is needed of the hub.
+
+    UserError when the files of an adapter, or of its base, are refused.
+    """
     libraries.settle(also or any(_needs_hub(path, base, overrides)
                                  for path in (trained, *others)))
 
@@ -51,14 +63,21 @@ def _needs_hub(trained: Path, base: str | None, overrides: Sequence[str]) -> boo
     run = RunDir(trained)
     if run.recipe.exists():
         recipe = load_recipe(run.recipe, overrides)
+        if run.adapter.is_dir():
+            check_adapter_files(run.adapter)
+        look_at_base(recipe.model)
         return (on_hub(Model(base=base)) if base else on_hub(recipe.model)) \
             or _data_on_hub(recipe.data)
     name: object = base
     config = trained / "adapter_config.json"
-    if name is None and config.is_file():
-        name = read_object(config).get("base_model_name_or_path")
-    return isinstance(name, str) and bool(name.strip()) and on_hub(
-        Model.model_construct(base=name))
+    if config.is_file():
+        values = check_adapter_files(trained)
+        name = base or values.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name.strip():
+        return False
+    model = Model.model_construct(base=name, trust_remote_code=False)
+    look_at_base(model)
+    return on_hub(model)
 
 
 def _say_what_runs(model: Model) -> None:

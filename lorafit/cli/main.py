@@ -8,6 +8,7 @@ import typer
 
 from lorafit.cli import stdio
 from lorafit.cli.app import app
+from lorafit.data.examples import BadRow
 from lorafit.errors import LorafitError
 from lorafit.secrets import redacted
 
@@ -39,6 +40,9 @@ def _run() -> int:
         if is_main_rank():
             print(f"error: {redacted(str(error))}", file=sys.stderr)
         return error.exit_code
+    except BadRow as bad:  # a template or a row that a verb met where there is but one
+        print(f"error: {redacted(bad.what)}\n    {redacted(bad.remedy)}", file=sys.stderr)
+        return 2
     except typer.Abort:
         return 130
     except KeyboardInterrupt:

@@ -10,13 +10,13 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from re import _parser  # type: ignore[attr-defined]
 from typing import Any
-
-import regex
 
 from lorafit.errors import Problem, UserError
 from lorafit.json_files import read_object
 from lorafit.model.tensor_headers import check_tensor_file
+from lorafit.recipe.methods import METHODS
 
 CODE_REMEDY = "read that code; if you trust it, --set model.trust_remote_code=true"
 INDEX = "model.safetensors.index.json"
@@ -33,7 +33,8 @@ _TOKENIZER_CLASS = re.compile(r"[A-Za-z0-9_]{0,80}(Tokenizer|TokenizerFast|Backe
 _PRIVATE = re.compile(r"_\w*_internal")
 _MODULES_OF_ADAPTERS = ("transformers", "peft", "torch")
 _LONGEST_PATTERN = 4096
-_PATTERN_S = 0.5
+_MOST_REPETITIONS = 5
+_FEW = 4
 
 
 def check_model_files(folder: Path, *, may_run_code: bool = False, where: str = "",
@@ -78,9 +79,7 @@ def check_adapter_files(folder: Path) -> dict[str, Any]:
     problems += _in_adapter_config(config, str(folder / ADAPTER_CONFIG))
     if problems:
         raise UserError(problems=problems)
-    header = check_tensor_file(folder / ADAPTER_WEIGHTS)
-    _try_patterns(config, [name for name in header if name != "__metadata__"],
-                  str(folder / ADAPTER_CONFIG))
+    check_tensor_file(folder / ADAPTER_WEIGHTS)
     return config
 
 
@@ -222,34 +221,56 @@ def _in_adapter_config(config: dict[str, Any], where: str) -> Iterator[Problem]:
         if key.endswith("_file") and value:
             yield Problem(f"names a file to load ({path}), which peft reads as a pickle", where,
                           "take the key out; it is for the start of training only")
+    yield from _slow_patterns(config, where)
     for key in ("peft_type", "lorafit_method", "base_model_name_or_path", "revision"):
         value = config.get(key)
         if value is not None and not isinstance(value, str):
             yield Problem(f"{key} is no text", where, "copy it again")
     method = config.get("lorafit_method")
-    if method is not None and not re.fullmatch(r"[a-z0-9_]{1,64}", str(method)):
+    if method is not None and (method not in METHODS or METHODS[str(method)].config):
         yield Problem(f"{str(method)[:80]!r} is no method of lorafit", where, "copy it again")
 
 
-def _try_patterns(config: dict[str, Any], names: list[str], where: str) -> None:
-    """UserError when a pattern of layers' names is no pattern, or takes for ever.
+def _slow_patterns(config: dict[str, Any], where: str) -> Iterator[Problem]:
+    """Patterns of layers' names that are none, or that can take for ever.
 
-    peft matches it with every layer, by Python's re, which cannot be stopped.
+    peft matches them with every layer by Python's re, which nothing can stop: a repetition within
+    another takes exponentially long on the wrong name, many in a row a high power of its length.
     """
+    remedy = "write the names out"
     for pattern in _patterns(config):
         if len(pattern) > _LONGEST_PATTERN:
-            raise UserError("has a pattern of layers' names that is too long", where,
-                            "write the names out")
+            yield Problem("has a pattern of layers' names that is too long", where, remedy)
+            continue
         try:
-            compiled = regex.compile(pattern)
-            for name in [*names[:256], "model.layers.0.self_attn.q_proj" * 4, "a" * 48 + "!"]:
-                compiled.fullmatch(name, timeout=_PATTERN_S)
-        except (regex.error, RecursionError) as error:
-            raise UserError(f"has a pattern of layers' names that is none: {error}", where,
-                            "write the names out") from None
-        except TimeoutError:
-            raise UserError("has a pattern of layers' names that takes for ever to match", where,
-                            "write the names out") from None
+            repetitions = list(_repetitions(_parser.parse(pattern)))
+        except (re.error, RecursionError, OverflowError) as error:
+            yield Problem(f"has a pattern of layers' names that is none: {error}", where, remedy)
+            continue
+        if any(depth > 1 for depth in repetitions) or len(repetitions) > _MOST_REPETITIONS:
+            yield Problem(f"has a pattern of layers' names that can take for ever to match: "
+                          f"{pattern[:80]!r}", where, remedy)
+
+
+def _repetitions(tree: Any, depth: int = 0) -> Iterator[int]:
+    """How deep each repetition of a parsed pattern lies in others; 1 for one that lies in none.
+
+    Of those with a limit, only ones that may repeat often count.
+    """
+    for operation, argument in tree:
+        inner = depth
+        if str(operation).endswith("REPEAT") and argument[1] > _FEW:
+            inner = depth + 1
+            yield inner
+        if operation is _parser.BRANCH and depth:
+            yield depth + 1  # of several ways to match the same, each doubles the work
+        waiting = [argument]
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, _parser.SubPattern):
+                yield from _repetitions(part, inner)
+            elif isinstance(part, list | tuple):
+                waiting += part
 
 
 def _patterns(config: dict[str, Any]) -> Iterator[str]:

@@ -51,8 +51,8 @@ class AdapterSource:
 
     def rows(self) -> list[np.ndarray]:
         """Token ids to compare models on: held-out rows of the run, or plain sentences."""
-        if self.run is not None and (kept := read_jsonl(self.run.held_out)):
-            return [np.array(row["token_ids"]) for row in kept]
+        if self.run is not None and (kept := _held_out(self.run)):
+            return kept
         tokenizer = self.tokenizer()
         return [np.array(tokenizer(text)["input_ids"]) for text in _PLAIN_PROMPTS]
 
@@ -83,6 +83,14 @@ def open_adapter(path: Path, base: str | None = None) -> AdapterSource:
     model = Model.model_validate({"base": name, "revision": config.get("revision"),
                                   "quantization": only_on(path) or "none"})
     return AdapterSource(path, config, model, None, None)
+
+
+def _held_out(run: RunDir) -> list[np.ndarray]:
+    try:
+        return [np.array(row["token_ids"], np.int64) for row in read_jsonl(run.held_out)]
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        raise UserError("is damaged: a line holds no token ids", str(run.held_out),
+                        "copy the run again") from None
 
 
 def _record(run: RunDir) -> dict[str, Any]:

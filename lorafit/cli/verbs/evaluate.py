@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lorafit.cli import show_eval
 from lorafit.cli.before import refuse_taken_json, settle_hub_for
 from lorafit.errors import UserError
+from lorafit.names import is_name
 from lorafit.recipe.evaluation import Evaluation
 
 
@@ -122,9 +123,9 @@ def compare(paths: list[Path], name: str | None, tasks: str | None, json_to: Pat
 def _check(asked: Asked, json_to: Path | None) -> None:
     """What can be known to be wrong before anything heavy is imported."""
     refuse_taken_json(json_to)
-    if asked.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", asked.name):
+    if asked.name is not None and (not is_name(asked.name) or asked.name.startswith(("-", "."))):
         raise UserError("is no name for a file", f"--name {asked.name}",
-                        "use letters, digits, dots, hyphens and underscores")
+                        "use up to 64 letters, digits, dots, hyphens and underscores")
     if asked.pattern is not None:
         try:
             Evaluation(pattern=asked.pattern)

@@ -230,8 +230,9 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 def _settle(named: Sequence[str], base: str | None) -> None:
     """Prepare the hub libraries for what the adapters need, before they are imported."""
-    paths = [Path(text) if Path(text).exists() else Path(text.partition("=")[2] or text)
-             for text in named]
+    from lorafit.serve.names import split_name
+
+    paths = [split_name(text)[1] for text in named]
     settle_hub_for(paths[0], base, *paths[1:])
 
 

@@ -1,5 +1,8 @@
 """The rows, in the order of the table."""
 
 from reliability.row import Row
+from reliability.rows import hostile
 
-ROWS: tuple[Row, ...] = ()
+ROWS: tuple[Row, ...] = (
+    hostile.ROW,
+)
