@@ -7,8 +7,11 @@ the environment, so that loader workers and the ranks of a launcher agree.
 
 import json
 import os
+import re
+from collections.abc import Mapping
 
 _VARIABLE = "LORAFIT_PINS"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def pinned(kind: str, name: str, revision: str | None) -> str | None:
@@ -26,6 +29,16 @@ def commits() -> dict[str, str]:
     """Everything that was resolved, for the record: `dataset owner/name@main` to the commit."""
     return {key: commit for key, commit in sorted(_kept().items())
             if not key.endswith(f"@{commit}")}
+
+
+def restore(kept: object) -> None:
+    """Take the commits that a record holds (`commits()` of an earlier run); odd ones are left."""
+    if isinstance(kept, Mapping):
+        for key, commit in kept.items():
+            kind, _, rest = str(key).partition(" ")
+            name, _, revision = rest.rpartition("@")
+            if name and isinstance(commit, str) and _COMMIT.fullmatch(commit):
+                pin(kind, name, revision, commit)
 
 
 def forget() -> None:

@@ -4,10 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lorafit import libraries
+from lorafit import libraries, pins
 from lorafit.cli import show
 from lorafit.data.reading import Given, check_source, sources_of
 from lorafit.errors import UserError
+from lorafit.json_files import read_object
 from lorafit.launch import is_main_rank
 from lorafit.model.intake import check_adapter_files, check_model_files
 from lorafit.recipe.loading import load_recipe
@@ -27,6 +28,15 @@ def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
     if base.startswith((".", "/", "~")) and not Path(os.path.expanduser(base)).exists():
         raise UserError("no such base model", f"model.base: {base}",
                         "name a model directory, a hub id, or tiny")
+
+
+def keep_commits(recipe: Recipe, run: RunDir) -> None:
+    """Take the commits of the hub that a run was started with, now that it goes on."""
+    if run.record.exists():
+        record = read_object(run.record, "copy the run again")
+        model = recipe.model
+        pins.restore({f"model {model.base}@{model.revision or 'main'}": record.get("base_commit")})
+        pins.restore(record.get("hub_commits"))
 
 
 def look_at_base(model: Model) -> None:

@@ -70,8 +70,9 @@ def open_adapter(path: Path, base: str | None = None) -> AdapterSource:
         recipe = load_recipe(run.recipe)
         model = recipe.model.model_copy(update={"base": base}) if base else recipe.model
         record = _record(run)
-        if not base and isinstance(commit := record.get("base_commit"), str):
-            pins.pin("model", model.base, model.revision, commit)
+        if not base and (commit := record.get("base_commit")):
+            pins.restore({f"model {model.base}@{model.revision or 'main'}": commit})
+        pins.restore(record.get("hub_commits"))
         if model.trust_remote_code:
             refuse_unread_code(model)
         _refuse_another_base(run, model, record)

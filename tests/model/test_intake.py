@@ -161,7 +161,7 @@ def test_code_runs_only_where_it_was_allowed_as_it_is(
     trusted = plain.model_copy(update={"trust_remote_code": True})
     assert "nobody has allowed" in refused(lambda: refuse_unread_code(trusted))
     code = foreign_code(trusted)
-    assert code.files == ["own.py"] and code.source == str(base)
+    assert (code.files, code.source) == (["own.py"], str(base))
     keep_permission(code)
     refuse_unread_code(trusted)
     assert type(load_config(trusted)).__name__ == "Config"

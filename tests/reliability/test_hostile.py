@@ -60,8 +60,8 @@ def test_what_an_artifact_does_would_be_seen(hostile: Any, tmp_path: Path) -> No
     assert all(seen.of_kind(kind) for kind in ("code", "socket", "program"))
     assert str(tmp_path / "x") in seen.written_outside(evil)
     canary = tmp_path / "canary"
-    subprocess.run([sys.executable, "-c", "import pickle, sys; pickle.loads(sys.stdin.buffer.read())"],
-                   input=artifact.pickled(canary), check=True)
+    loading = "import pickle, sys; pickle.loads(sys.stdin.buffer.read())"
+    subprocess.run([sys.executable, "-c", loading], input=artifact.pickled(canary), check=True)
     assert canary.exists()
 
 

@@ -71,6 +71,17 @@ def test_configuration_tokenizer_and_weights_are_of_the_commit_that_the_record_n
     assert any(path.endswith("model.safetensors") for _, path in hub.requests)
 
 
+@pytest.mark.long
+def test_a_resumed_run_keeps_the_commit(hub: MovingHub, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("base: tiny", f"base: {REPO}"))
+    run(hub, tmp_path, "train", "r.yaml")
+    (tmp_path / "hub").rename(tmp_path / "old-hub")
+    run(hub, tmp_path, "train", "r.yaml", "--resume", "--set", "training.steps=2")
+    assert asked_revisions(hub) == {FIRST}
+    assert json.loads((tmp_path / "out" / "record.json").read_text())["base_commit"] == FIRST
+
+
 def test_a_data_set_keeps_the_commit_that_was_found_first(
         hub: MovingHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

@@ -8,7 +8,13 @@ from typing import Any
 
 from lorafit import libraries
 from lorafit.cli import show
-from lorafit.cli.before import check_cheaply, on_hub, refuse_taken_json, settle_hub
+from lorafit.cli.before import (
+    check_cheaply,
+    keep_commits,
+    on_hub,
+    refuse_taken_json,
+    settle_hub,
+)
 from lorafit.data.reading import Given, shape_of
 from lorafit.data.sources import Location
 from lorafit.errors import Problem, UserError
@@ -29,6 +35,8 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, processes: i
     run = RunDir(Path(recipe.output.dir))
     if not started_by_a_launcher():
         check_cheaply(recipe, run, resume)
+    if resume:
+        keep_commits(recipe, run)
     settle_hub(recipe)
     if not started_by_a_launcher():
         from lorafit.model.device import gpu_count
