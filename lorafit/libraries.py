@@ -21,8 +21,8 @@ def settle(needs_hub: bool) -> bool:
     the conversion of pickles that it would ask a server for. Where nothing of the hub is needed,
     its libraries are put in offline mode: nothing that they do later opens a connection. When the
     hub is needed but does not answer, they are put in offline mode too, so that they take what is
-    in their cache, or fail at once instead of retrying for half a minute. Call before importing transformers or datasets: they read the
-    environment when they are imported.
+    in their cache, or fail at once instead of retrying for half a minute. Call before importing
+    transformers or datasets: they read the environment when they are imported.
     """
     for name in _TELEMETRY_OFF:
         os.environ[name] = "1"
