@@ -10,7 +10,11 @@ from lorafit.data.reading import Given, check_source, sources_of
 from lorafit.errors import UserError
 from lorafit.json_files import read_object
 from lorafit.launch import is_main_rank
-from lorafit.model.intake import check_adapter_files, check_model_files
+from lorafit.model.intake import (
+    check_adapter_files,
+    check_model_files,
+    check_run_directory,
+)
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Data, Model, Recipe
 from lorafit.run_dir import RunDir, refuse_target
@@ -31,7 +35,13 @@ def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
 
 
 def keep_commits(recipe: Recipe, run: RunDir) -> None:
-    """Take the commits of the hub that a run was started with, now that it goes on."""
+    """Take the commits of the hub that a run was started with, now that it goes on.
+
+    UserError when something in its directory leads out of it.
+    """
+    if not run.path.is_dir():
+        return
+    check_run_directory(run.path)
     if run.record.exists():
         record = read_object(run.record, "copy the run again")
         model = recipe.model
@@ -72,6 +82,7 @@ def settle_hub_for(trained: Path, base: str | None, *others: Path,
 def _needs_hub(trained: Path, base: str | None, overrides: Sequence[str]) -> bool:
     run = RunDir(trained)
     if run.recipe.exists():
+        check_run_directory(run.path)
         recipe = load_recipe(run.recipe, overrides)
         if run.adapter.is_dir():
             check_adapter_files(run.adapter)

@@ -83,6 +83,15 @@ def check_adapter_files(folder: Path) -> dict[str, Any]:
     return config
 
 
+def check_run_directory(folder: Path) -> None:
+    """UserError when a link in a run directory leads out of it: what is written there would land
+    elsewhere."""
+    places = [folder, *(folder / name for name in ("evaluations", "checkpoints"))]
+    if problems := [problem for place in places if place.is_dir() and not (
+            place != folder and place.is_symlink()) for problem in _outside(place, folder)]:
+        raise UserError(problems=problems)
+
+
 def weight_files(folder: Path, where: str = "") -> list[Path]:
     """The files that hold a model's weights, all of them safetensors in the directory itself.
 
@@ -125,10 +134,10 @@ def _check_weight_name(name: str, where: str) -> None:
                         "put the weights beside it, and write their plain names")
 
 
-def _outside(folder: Path) -> Iterator[Problem]:
-    """Links that lead out of the directory, but for those that the hub's cache is made of, and what
-    is neither a file nor a directory."""
-    inside = [folder.resolve()]
+def _outside(folder: Path, root: Path | None = None) -> Iterator[Problem]:
+    """Links that lead out of the directory (or `root`), but for those that the hub's cache is made
+    of, and what is neither a file nor a directory."""
+    inside = [(root or folder).resolve()]
     if inside[0].parent.name == "snapshots":
         inside.append(inside[0].parent.parent / "blobs")
     for file in sorted(folder.iterdir()):

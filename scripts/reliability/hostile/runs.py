@@ -30,6 +30,25 @@ def _code_of_base(place: Place) -> list[str]:
     return [word.replace("{evil}", str(place.evil)) for word in _GENERATE]
 
 
+def _linked(name: str, verb: list[str]) -> Callable[[Place], list[str]]:
+    """A run in which something that is written is a link to a place outside."""
+
+    def make(place: Place) -> list[str]:
+        elsewhere = place.evil.parent / "elsewhere"
+        elsewhere.mkdir()
+        target = place.run() / name
+        if target.is_dir():
+            target.rename(elsewhere / "moved")
+            target.symlink_to(elsewhere / "moved")
+        else:
+            target.unlink(missing_ok=True)
+            target.symlink_to(elsewhere / "file")
+            (elsewhere / "file").write_text("{}")
+        return [word.replace("{evil}", str(place.evil)) for word in verb]
+
+    return make
+
+
 def _newest(run: Path) -> Path:
     return sorted((run / "checkpoints").glob("step-*"))[-1]
 
@@ -104,6 +123,15 @@ ARTIFACTS = (
     Artifact("held-out rows that are no tokens", "run",
              _file("held_out.jsonl", '{"token_ids": ["a", -1]}\n[]\n',
                    ["merge", "{evil}", "-o", "out"])),
+    Artifact("evaluations that are a link out", "traversal",
+             _linked("evaluations", ["eval", "{evil}"])),
+    Artifact("a half-written file that is a link out", "traversal",
+             _linked(".evaluation.json.partial", ["eval", "{evil}"])),
+    Artifact("checkpoints that are a link out", "traversal", _linked(
+        "checkpoints", ["train", "{evil}/recipe.yaml", "--resume", "--set", "output.dir={evil}"])),
+    Artifact("metrics that are a link out", "traversal", _linked(
+        "metrics.jsonl", ["train", "{evil}/recipe.yaml", "--resume",
+                          "--set", "output.dir={evil}"])),
     Artifact("a proof nested 100,000 deep", "run", _proof),
     Artifact("an evaluation nested 100,000 deep", "run", _kept_evaluation),
     Artifact("a GGUF of 2^60 tensors", "header", _gguf),
