@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from lorafit.cli.show import console
+from lorafit.cli.show import console, next_commands
 
 _STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "problem": "bold red"}
 _NAME_WIDTH, _INDENT = 20, 11
@@ -14,27 +14,27 @@ _WIDEST = 110
 
 
 def findings(found: Iterable[Any]) -> list[Any]:
-    """Print and return them, under a heading for each section."""
-    seen = []
+    """Print them under a heading for each section, and return them."""
+    seen: list[Any] = []
     title = None
     for each in found:
         if each.section != title:
             title = each.section
-            console.print(Text(f"{title}", style="bold") if not seen
-                          else Text(f"\n{title}", style="bold"))
+            console.print(Text(title if not seen else f"\n{title}", style="bold"))
         _finding(each)
         seen.append(each)
     return seen
 
 
-def summary(counts: dict[str, int], what_next: Iterable[str] = ()) -> None:
+def summary(counts: dict[str, int], commands: list[str] | None = None) -> None:
+    """How many findings there are of each kind, and what to type next."""
     problems, warnings = counts["problem"], counts["warning"]
     parts = [f"{counts['ok']} in order"]
     parts += [_count(warnings, "warning")] if warnings else []
     parts += [_count(problems, "problem")] if problems else []
     console.print(f"\n{'verdict':<9} {', '.join(parts)}", markup=False)
-    for text in what_next:
-        console.print(f"{'next':<9} {text}", markup=False)
+    if commands:
+        next_commands(commands)
 
 
 def _finding(each: Any) -> None:

@@ -171,7 +171,7 @@ VARIABLES = (
     Variable("LORAFIT_DEVICE", "the kind of device to train on", _device),
     Variable("LORAFIT_CACHE", "where tokenised rows are kept", _directory),
     Variable("LORAFIT_.*", "not read by lorafit, but perhaps by its tests"),
-    Variable("XDG_CACHE_HOME", "caches are below it, unless LORAFIT_CACHE and HF_HOME say otherwise",
+    Variable("XDG_CACHE_HOME", "caches are below it, unless LORAFIT_CACHE or HF_HOME is set",
              _directory),
     Variable("TMPDIR", "temporary files, in a stream the rows of a block", _existing),
     Variable("OMP_NUM_THREADS", "threads of a computation on the CPU", _threads),

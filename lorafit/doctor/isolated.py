@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -46,13 +47,19 @@ class Worker:
     """A process that answers probes."""
 
     def __init__(self) -> None:
+        environment = dict(os.environ)
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        with suppress(OSError):  # compilers leave caches in it; where there is none, so be it
+            self._temporary = tempfile.TemporaryDirectory(
+                prefix="lorafit-doctor-", ignore_cleanup_errors=True)
+            environment["TMPDIR"] = self._temporary.name
         reading, writing = os.pipe()
         self._answers, self._buffer = reading, b""
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _START, json.dumps(sys.path), str(writing)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                pass_fds=(writing,), start_new_session=True)
+                pass_fds=(writing,), start_new_session=True, env=environment)
         finally:
             os.close(writing)
         self._said: deque[str] = deque(maxlen=20)
@@ -66,11 +73,14 @@ class Worker:
                  trace: TracebackType | None) -> None:
         self._end()
         os.close(self._answers)
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
     def ask(self, probe: Probe) -> tuple[list[Finding], str]:
         """The findings of a probe, and what came out: works, fails or absent. Raises Died."""
         assert self._process.stdin is not None
         found: list[Finding] = []
+        self._said.clear()
         deadline = time.monotonic() + probe.limit_s
         try:
             self._process.stdin.write(json.dumps([probe.function, probe.section, probe.name,

@@ -31,5 +31,5 @@ def _guarded(title: str, examine: Callable[[], Iterator[Finding]]) -> Iterator[F
     try:
         yield from examine()
     except Exception as error:
-        yield Section(title).failed(title, error, "please report this: the rest of this section was "
-                                    "not looked at")
+        yield Section(title).failed(title, error, "please report this: the rest of this section "
+                                    "was not looked at")

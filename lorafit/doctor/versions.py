@@ -66,19 +66,20 @@ def normalised(name: str) -> str:
 def examine_versions() -> Iterator[Finding]:
     """Python and lorafit, every package it asks for, its extras, and what does not go together."""
     section = Section("packages")
-    yield _python(section)
     try:
         import packaging.requirements
         import packaging.version  # noqa: F401
     except ImportError as error:
+        yield section.ok("Python", f"{platform.python_version()} ({sys.executable})")
         yield section.failed("packaging", error, "pip install packaging; without it versions are "
                              "not compared")
         return
     installed = Installed.here()
     own = installed.first.get("lorafit")
+    yield _python(section, None if own is None else own.metadata["Requires-Python"])
     if own is None:
-        yield section.warning("lorafit", f"{__version__}, not installed: which versions it needs is "
-                              "not known", "pip install -e . in its directory")
+        yield section.warning("lorafit", f"{__version__}, not installed: which versions it needs "
+                              "is not known", "pip install -e . in its directory")
         return
     if own.version != __version__:
         yield section.warning("lorafit", f"{__version__} runs, {own.version} is what is installed",
@@ -107,10 +108,13 @@ def examine_extras() -> Iterator[Finding]:
             yield section.note(name, f"not installed: {purpose}")
 
 
-def _python(section: Section) -> Finding:
+def _python(section: Section, wanted: str | None) -> Finding:
+    from packaging.specifiers import SpecifierSet
+
     text = f"{platform.python_version()} ({sys.executable})"
-    if sys.version_info < (3, 11):
-        return section.problem("Python", text, "lorafit needs 3.11 or newer")
+    if wanted and not SpecifierSet(wanted).contains(platform.python_version(), prereleases=True):
+        return section.problem("Python", f"{text}: lorafit needs {wanted}", "make an environment "
+                               "with another Python")
     return section.ok("Python", text)
 
 

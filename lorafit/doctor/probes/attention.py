@@ -30,7 +30,7 @@ def flex(section: Section) -> Iterator[Finding]:
             mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, _TOKENS, _TOKENS,
                                      device=device)
             q, k, v = (t.float() for t in _numbers())
-            out = flex_attention(*(t.to(device) for t in (q, k, v)), block_mask=mask)
+            out = flex_attention(q.to(device), k.to(device), v.to(device), block_mask=mask)
             off = furthest([out], [_reference(q.double(), k.double(), v.double())])
         except Exception as error:
             yield section.note(f"flex on {device}", f"does not run: {first_line(error)}")

@@ -61,8 +61,8 @@ def _on(section: Section, name: str, device: str,
         far.append(f"{short(dtype)} {furthest_of_all:.0e}")
     name = f"{name} on {device}"
     if wrong:
-        return section.problem(name, "; ".join(wrong), "training compares again and takes the plain "
-                               "path, but something is wrong with this device or this torch")
+        return section.problem(name, "; ".join(wrong), "training compares again and takes the "
+                               "plain path, but something is wrong with this device or this torch")
     how_many = f"{len(cases)} kernels, " if len(cases) > 1 else ""
     return section.ok(name, f"{how_many}forward and backward, off the references: {', '.join(far)}")
 

@@ -79,8 +79,9 @@ def optimizer(section: Section) -> Iterator[Finding]:
         if off <= 0.1:
             yield section.ok(f"8-bit AdamW on {device}", f"three steps, off torch's by {off:.0e}")
         else:
-            yield section.problem(f"8-bit AdamW on {device}", f"its steps are {off:.0e} from torch's "
-                                  "AdamW (at most 1e-01)", "set training.optimizer=adamw")
+            yield section.problem(f"8-bit AdamW on {device}", f"its steps are {off:.0e} from those "
+                                  "of torch's AdamW (at most 1e-01)",
+                                  "set training.optimizer=adamw")
 
 
 def nf4(weight: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ def meet(section: Section) -> Iterator[Finding]:
         with tempfile.TemporaryDirectory(prefix="lorafit-doctor-") as folder:
             wrong = _sum(backend, Path(folder) / "meeting")
         if wrong:
-            yield section.problem(backend, wrong, "let the host's name resolve to an address of its "
-                                  "own (/etc/hosts), or set GLOO_SOCKET_IFNAME or "
+            yield section.problem(backend, wrong, "let the host's name resolve to an address of "
+                                  "its own (/etc/hosts), or set GLOO_SOCKET_IFNAME or "
                                   "NCCL_SOCKET_IFNAME to an interface")
         else:
             yield section.ok(backend, "two processes met and summed in "

@@ -37,7 +37,8 @@ def train_once(section: Section) -> Iterator[Finding]:
     from lorafit.model.fast.speed_up import speed_up
     from lorafit.model.loss import SummedLoss
     from lorafit.recipe import auto
-    from lorafit.recipe.schema import Adapter, Model
+    from lorafit.recipe.adapter import Adapter
+    from lorafit.recipe.schema import Model
 
     device, facts = find_device()
     model = Model(base="tiny")

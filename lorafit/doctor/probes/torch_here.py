@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lorafit.doctor.finding import Finding, Section, size
 
@@ -19,12 +20,12 @@ def build(section: Section) -> Iterator[Finding]:
     hip = getattr(torch.version, "hip", None)
     for_what = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "CPUs"
     yield section.ok("torch", f"{torch.__version__}, built for {for_what}")
+    backends: Any = torch.backends
     libraries = [name for name, there in (
-        ("MKL", torch.backends.mkl.is_available()),
-        ("oneDNN", torch.backends.mkldnn.is_available()),
-        ("OpenMP", torch.backends.openmp.is_available())) if there]
-    text = (f"{torch.get_num_threads()}, with {', '.join(libraries) or 'no library'}; instructions: "
-            f"{torch.backends.cpu.get_cpu_capability()}"
+        ("MKL", backends.mkl.is_available()), ("oneDNN", backends.mkldnn.is_available()),
+        ("OpenMP", backends.openmp.is_available())) if there]
+    text = (f"{torch.get_num_threads()}, with {', '.join(libraries) or 'no library'}; "
+            f"instructions: {torch.backends.cpu.get_cpu_capability()}"
             + (", AMX" if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else ""))
     if "MKL" not in libraries and "oneDNN" not in libraries and os.uname().machine == "x86_64":
         yield section.warning("threads", f"{text}: products of matrices are slow",
@@ -40,7 +41,7 @@ def devices(section: Section) -> Iterator[Finding]:
 
     yield section.ok("cpu", "bfloat16 by matrix tiles (AMX)"
                      if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-                     else "bfloat16 works; float32 is faster here")
+                     else "no matrix tiles (AMX): float32 is faster than bfloat16")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         is_there = torch.cuda.is_available()
@@ -81,7 +82,8 @@ def _gpu(section: Section, index: int) -> Finding:
     if kinds and torch.version.cuda and not any(
             kind // 10 == major and kind % 10 <= minor for kind in kinds) and not any(
             arch.startswith("compute_") for arch in known):
-        return section.problem(name, f"{text}: this torch has no kernels for it ({', '.join(known)})",
+        return section.problem(name, f"{text}: this torch has no kernels for it "
+                               f"({', '.join(known)})",
                                "install a torch for another CUDA")
     if free < total / 4:
         return section.warning(name, f"{text}: other programs use it", "see nvidia-smi")
@@ -98,8 +100,8 @@ def _unseen(section: Section, gpu: str, warned: list[str]) -> Finding:
                                "install a torch for CUDA: https://pytorch.org/get-started/locally")
     return section.problem("cuda", f"{gpu}, and torch does not find it{_driver()}"
                            + (f": {warned[0]}" if warned else ""),
-                           f"install a driver that has CUDA {torch.version.cuda}, or a torch for an "
-                           "older CUDA")
+                           f"install a driver that has CUDA {torch.version.cuda}, or a torch for "
+                           "an older CUDA")
 
 
 def _gpu_of_the_machine() -> str | None:
