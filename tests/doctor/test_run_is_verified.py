@@ -110,7 +110,7 @@ def test_json_has_every_finding_and_where_the_run_stands(
     (finished / NEWEST / "manifest.json").unlink()
     assert doctor(str(finished), "--json", "-") == 5
     caught = capsys.readouterr()
-    assert "step-00000006 is damaged" in caught.err
+    assert "damaged: step-00000006" in caught.err
     found = json.loads(caught.out)
     assert found["verdict"] == "problem"
     assert found["counts"]["problem"] == 1

@@ -27,7 +27,7 @@ def _machine(ranks: bool, json_to: Path | None) -> None:
     found = Examination("this machine", _made(examine_machine(with_ranks=ranks), json_to))
     either(json_to, found, lambda made: show_doctor.summary(made.counts()))
     if found.problems:
-        raise MachineError(_named(found.problems, "does not work", "do not work"))
+        raise MachineError(f"not in order: {_names(found.problems)}")
 
 
 def _run(path: Path, json_to: Path | None) -> None:
@@ -39,7 +39,7 @@ def _run(path: Path, json_to: Path | None) -> None:
     either(json_to, found, lambda made: show_doctor.summary(
         made.counts(), examination.standing.next))
     if found.problems:
-        raise VerificationError(f"{path}: " + _named(found.problems, "is damaged", "are damaged"))
+        raise VerificationError(f"{path}: damaged: {_names(found.problems)}")
 
 
 def _made(findings: Iterable[Finding], json_to: Path | None) -> list[Finding]:
@@ -47,7 +47,6 @@ def _made(findings: Iterable[Finding], json_to: Path | None) -> list[Finding]:
     return show_doctor.findings(findings) if json_to is None else list(findings)
 
 
-def _named(problems: list[Finding], is_one: str, are_several: str) -> str:
+def _names(problems: list[Finding]) -> str:
     names = list(dict.fromkeys(found.name for found in problems))
-    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    return f"{shown} {is_one if len(names) == 1 else are_several}"
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
