@@ -60,8 +60,8 @@ def _threads(value: str, others: Mapping[str, str]) -> tuple[str, str] | None:
         return "is no number of threads", "unset it"
     cores = usable_cores()
     if int(value.split(",")[0]) > cores:
-        return (f"more threads than this process may use cores ({cores:g}): they wait for each "
-                "other", f"unset it, or set it to {max(1, int(cores))}")
+        return (f"more threads than this process may use cores ({cores:g}): slower, where a "
+                "library takes it at its word", f"unset it, or set it to {max(1, int(cores))}")
     return None
 
 

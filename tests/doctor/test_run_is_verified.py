@@ -201,6 +201,41 @@ def test_a_recipe_of_another_version_stops_the_run_and_says_so(
     assert examination.standing.state == "stuck"
 
 
+WEIRD = [b"\xff\xfe\x00", b"[" * 50_000, b"null", b"[5]", b"{}", b"NaN", b'{"../../x": "y"}',
+         b'{"kept_step": 1e400, "progress": {"step": null}}', b'{"loss": 1}\n',
+         b'{"peft_type": "LORA", "rank_pattern": 7, "target_modules": [5]}']
+
+
+def test_content_of_any_kind_is_a_line_and_never_an_error_of_ours(
+    finished: Path, problems: Problems,
+) -> None:
+    """Every file is replaced by something else, a directory and a dangling link."""
+    for step in (2, 4):  # one is enough, and quicker
+        shutil.rmtree(finished / f"checkpoints/step-0000000{step}")
+    for file in (finished / "exported").iterdir():
+        if "adapter" not in file.name and "proof" not in file.name:
+            file.unlink()
+    names = [name for name in everything(finished) if (finished / name).is_file()]
+    assert len(names) >= 15
+    for name in names:
+        file, whole = finished / name, (finished / name).read_bytes()
+        for content in [*WEIRD, "directory", "link"]:
+            file.unlink()
+            if content == "directory":
+                (file / "x").mkdir(parents=True)
+            elif content == "link":
+                file.symlink_to("/nowhere")
+            else:
+                file.write_bytes(content)  # type: ignore[arg-type]
+            examination = RunExamination(finished)
+            found = list(examination)
+            assert not any("was not looked" in each.remedy for each in found), (name, content)
+            assert examination.standing.text
+            shutil.rmtree(file) if content == "directory" else file.unlink()
+            file.write_bytes(whole)
+    assert problems(RunExamination(finished)).keys() == {"exported"}
+
+
 # ---- what digests vouch for, and is wrong all the same
 
 

@@ -47,7 +47,8 @@ def examine_artifacts(run: RunDir, seen: Seen) -> Iterator[Finding]:
     for directory in sorted(path.parent for path in run.path.glob(f"*/{_PROOF}")):
         if directory.name.startswith("."):
             continue
-        yield from settled(directory, partial(_artifact, section, run, directory), was_listed=True)
+        yield from settled(section, directory, partial(_artifact, section, run, directory),
+                           was_listed=True)
 
 
 def examine_left_overs(run: RunDir, seen: Seen) -> Iterator[Finding]:

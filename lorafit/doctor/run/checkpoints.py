@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorafit.doctor.finding import Finding, Section, size
+from lorafit.doctor.finding import Finding, Section, Verdict, size
 from lorafit.doctor.run.adapter import CONFIG, WEIGHTS, wrong_with_adapter, wrong_with_file
 from lorafit.doctor.run.seen import Seen, settled, size_of
 from lorafit.doctor.run.tensors import Stored, scalars
@@ -24,12 +24,13 @@ def examine_checkpoints(run: RunDir, seen: Seen) -> Iterator[Finding]:
     section = Section("checkpoints")
     found = run.list_checkpoints()
     for path in found:
-        said = settled(path, partial(_examine, section, path, seen), was_listed=True)
-        if not said:  # removed since
-            seen.damaged = [name for name in seen.damaged if name != path.name]
+        said = settled(section, path, partial(_examine, section, path, seen), was_listed=True)
+        if any(each.verdict is Verdict.PROBLEM for each in said):
+            seen.damaged.append(path.name)
         yield from said
     if found:
-        yield from settled(run.checkpoints / "latest", lambda: list(_latest(section, run, seen)))
+        yield from settled(section, run.checkpoints / "latest",
+                           lambda: list(_latest(section, run, seen)))
     elif not seen.is_running:
         yield section.note("none", "there is none")
 
@@ -37,7 +38,6 @@ def examine_checkpoints(run: RunDir, seen: Seen) -> Iterator[Finding]:
 def _examine(section: Section, path: Path, seen: Seen) -> list[Finding]:
     step = int(path.name.removeprefix("step-")) if path.name[5:].isdecimal() else -1
     seen.steps.pop(step, None)
-    seen.damaged = [name for name in seen.damaged if name != path.name]
     problem = damage(path)
     wrong = [problem] if problem is not None else []
     wrong += _not_listed(path) if problem is None else []
@@ -54,7 +54,6 @@ def _examine(section: Section, path: Path, seen: Seen) -> list[Finding]:
             if (loss := progress.get("last_eval_loss")) is not None:
                 text += f"; held-out loss {loss:.4f}"
             return [section.ok(path.name, text)]
-    seen.damaged.append(path.name)
     return [section.problem(path.name, "; ".join(wrong),
                             "--resume leaves it out and takes the newest that is intact")]
 

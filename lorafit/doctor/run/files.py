@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafit import __version__
-from lorafit.doctor.finding import Finding, Section, size
+from lorafit.doctor.finding import Finding, Section, Verdict, size
 from lorafit.doctor.run.adapter import CONFIG, WEIGHTS, wrong_with_adapter
 from lorafit.doctor.run.seen import Seen, read_object, settled, size_of
 from lorafit.errors import UserError
@@ -21,30 +21,32 @@ def examine_beginning(run: RunDir, seen: Seen) -> Iterator[Finding]:
     """recipe.yaml and record.json, the versions then and now, and what a resumed run reads."""
     section = Section("run")
     yield _recipe(section, run, seen)
-    yield from settled(run.record, lambda: [_record(section, run, seen)])
+    yield from settled(section, run.record, lambda: [_record(section, run, seen)])
     if seen.record is not None:
         yield from _versions(section, seen)
     if (run.path / "memory.json").exists():
-        yield from settled(run.path / "memory.json",
+        yield from settled(section, run.path / "memory.json",
                            lambda: [_json(section, run.path / "memory.json", _ANEW)])
 
 
 def examine_logs(run: RunDir, seen: Seen) -> Iterator[Finding]:
     """Every line of what was written down: JSON, in order, finite."""
     section = Section("logs")
-    yield from settled(run.metrics, lambda: list(_metrics(section, run, seen)))
+    yield from settled(section, run.metrics, lambda: list(_metrics(section, run, seen)))
     if run.samples.exists():
-        yield from settled(run.samples, lambda: [_lines_only(section, run.samples)])
-    yield from settled(run.held_out, lambda: [_held_out(section, run)])
+        yield from settled(section, run.samples, lambda: [_lines_only(section, run.samples)])
+    yield from settled(section, run.held_out, lambda: [_held_out(section, run)])
 
 
 def examine_result(run: RunDir, seen: Seen) -> Iterator[Finding]:
     """result.json, and the adapter beside the checkpoint that it was kept from."""
     section = Section("result")
     if run.result.exists():
-        yield from settled(run.result, lambda: [_result(section, run, seen)])
+        yield from settled(section, run.result, lambda: [_result(section, run, seen)])
     if run.adapter.exists():
-        yield from settled(run.adapter, lambda: [_adapter(section, run, seen)])
+        said = settled(section, run.adapter, lambda: [_adapter(section, run, seen)])
+        seen.spoilt = any(each.verdict is Verdict.PROBLEM for each in said)
+        yield from said
     elif run.result.exists():
         seen.spoilt = True
         yield section.problem("adapter", "is missing, and result.json says that it is there",
@@ -222,7 +224,7 @@ def _result(section: Section, run: RunDir, seen: Seen) -> Finding:
     result = read_object(run.result)
     try:
         kept, step = int(result["kept_step"]), int(result["progress"]["step"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return section.problem(run.result.name, "does not say which step was kept", _ANEW)
     seen.result = result
     if seen.last_logged_step and step != seen.last_logged_step:
@@ -234,7 +236,6 @@ def _result(section: Section, run: RunDir, seen: Seen) -> Finding:
 def _adapter(section: Section, run: RunDir, seen: Seen) -> Finding:
     name, remedy = "adapter", _resume_if_kept(seen)
     wrong = wrong_with_adapter(run.adapter)
-    seen.spoilt = bool(wrong)
     if wrong:
         return section.problem(name, "; ".join(wrong), remedy)
     text = size(size_of(run.adapter))
@@ -250,7 +251,6 @@ def _adapter(section: Section, run: RunDir, seen: Seen) -> Finding:
     checkpoint = run.checkpoint(kept)
     for file in (WEIGHTS, CONFIG):
         if sha256(run.adapter / file) != sha256(checkpoint / file):
-            seen.spoilt = True
             return section.problem(name, f"{file} is not that of {checkpoint.name}, which was kept",
                                    remedy)
     return section.ok(name, f"{text}, the same bytes as {checkpoint.name}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorafit.doctor.finding import Finding, Verdict
+from lorafit.doctor.finding import Finding, Section, Verdict, first_line
 
 _AGAIN_AFTER_S = 0.3
 _LOOKS = 10
@@ -35,12 +35,12 @@ class Seen:
         return max(self.steps, default=None)
 
 
-def settled(path: Path, examine: Callable[[], Sequence[Finding]], *, was_listed: bool = False
-            ) -> Sequence[Finding]:
+def settled(section: Section, path: Path, examine: Callable[[], Sequence[Finding]], *,
+            was_listed: bool = False) -> Sequence[Finding]:
     """The findings on a path. While a run goes on files are replaced and removed: what looks wrong
     is looked at again until nothing moves any more. was_listed: the path was found by listing a
     directory, and is not spoken of if it is gone by now."""
-    found = _tried(examine)
+    found = _tried(section, path, examine)
     for _ in range(_LOOKS):
         if found is not None and all(each.verdict is not Verdict.PROBLEM for each in found):
             break
@@ -48,7 +48,7 @@ def settled(path: Path, examine: Callable[[], Sequence[Finding]], *, was_listed:
         time.sleep(_AGAIN_AFTER_S)
         if was_listed and not path.exists():
             return []
-        found = _tried(examine)
+        found = _tried(section, path, examine)
         if _listing(path) == before:
             break
     return found or []
@@ -64,11 +64,17 @@ def _listing(path: Path) -> list[tuple[str, int, int]]:
     return sorted(listing)
 
 
-def _tried(examine: Callable[[], Sequence[Finding]]) -> Sequence[Finding] | None:
+def _tried(section: Section, path: Path, examine: Callable[[], Sequence[Finding]]
+           ) -> Sequence[Finding] | None:
+    """None where a file is gone. Any other error is what is wrong with the path: content can be
+    anything."""
     try:
         return examine()
     except FileNotFoundError:
         return None
+    except Exception as error:
+        return [section.problem(path.name, f"cannot be read: {first_line(error)}",
+                                "restore it from a copy")]
 
 
 def size_of(path: Path) -> int:
