@@ -7,16 +7,22 @@ The command line prints these without a traceback; anything else that escapes is
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_SHOWN = 30  # problems of one message
+_MAX_CHARACTERS = 1000  # of each part of a problem, which may quote what was given
+
 EXIT_CODES = {
     0: "done",
     1: "a bug in lorafit (the traceback is shown)",
     2: "the input is wrong: command line, recipe, data, model or directory",
     3: "the machine failed: no space, a file that cannot be written, out of memory",
-    4: "training stopped because a loss or a gradient was not finite",
+    4: "training stopped because a loss, a gradient or a weight was not finite",
     5: "verification failed: what was written differs from what was trained",
+    6: "the time of --stop-after is over; a checkpoint was committed, --resume goes on",
     130: "interrupted (SIGINT); a checkpoint was committed if training had started",
     143: "terminated (SIGTERM); a checkpoint was committed if training had started",
 }
+
+DEADLINE_EXIT_CODE = 6
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,18 @@ class Problem:
     remedy: str = ""
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head}\n    {self.remedy}" if self.remedy else head
+        what, where, remedy = map(_readable, (self.what, self.where, self.remedy))
+        head = f"{where}: {what}" if where else what
+        return f"{head}\n    {remedy}" if remedy else head
+
+
+def _readable(text: str) -> str:
+    """A text without what would break a terminal, and no longer than a person reads."""
+    if len(text) > _MAX_CHARACTERS:
+        half = _MAX_CHARACTERS // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    return "".join(character if (character >= " " and character != "\x7f") or character == "\n"
+                   else ascii(character)[1:-1] for character in text)
 
 
 class LorafitError(Exception):
@@ -46,7 +62,10 @@ class UserError(LorafitError):
     def __init__(self, what: str = "", where: str = "", remedy: str = "", *,
                  problems: Sequence[Problem] = ()) -> None:
         self.problems = list(problems) or [Problem(what, where, remedy)]
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        shown = [str(problem) for problem in self.problems[:MAX_SHOWN]]
+        if len(self.problems) > MAX_SHOWN:
+            shown.append(f"… and {len(self.problems) - MAX_SHOWN:,} more")
+        super().__init__("\n".join(shown))
 
 
 class MachineError(LorafitError):
@@ -56,7 +75,7 @@ class MachineError(LorafitError):
 
 
 class DivergedError(LorafitError):
-    """A loss or gradient was not finite; the weights were left as they were before the step."""
+    """A loss, a gradient or a weight is not finite; nothing of it was kept."""
 
     exit_code = 4
 
@@ -67,9 +86,10 @@ class VerificationError(LorafitError):
     exit_code = 5
 
 
-class StoppedBySignal(LorafitError):
-    """Training was asked to stop; raised after the checkpoint has been committed."""
+class Stopped(LorafitError):
+    """Training was asked to stop; raised after the checkpoint has been committed, if there was
+    anything to commit. exit_code: which of EXIT_CODES."""
 
-    def __init__(self, signal_number: int, message: str) -> None:
-        self.exit_code = 128 + signal_number
+    def __init__(self, exit_code: int, message: str) -> None:
+        self.exit_code = exit_code
         super().__init__(message)

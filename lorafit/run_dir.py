@@ -9,7 +9,9 @@ alone. Layout:
     metrics.jsonl    one line a step (and one an evaluation)
     samples.jsonl    answers generated during training
     held_out.jsonl   tokens of held-out rows, for verification after export
-    checkpoints/     step-00000120/ …, each complete or absent
+    checkpoints/     step-00000120/ …, each complete or absent; latest: the newest one's name
+    memory.json      what was learnt about memory: the micro-batch that fits, and since when
+    running.json     the process that trains in here; gone when it has ended as it should
     adapter/         the result, as peft reads it
     result.json      how the run ended
 """
@@ -19,7 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,9 @@ from typing import Any
 from lorafit.errors import MachineError, UserError
 
 MANIFEST = "manifest.json"
+# Ends of names, behind a dot and the name proper, of what is under way: being written, swapped out,
+# taken away.
+_PARTIAL, _REPLACED, _REMOVED = ".partial", ".replaced", ".removed"
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,24 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def latest(self) -> Path:
+        """Names the newest checkpoint and the digest of its manifest."""
+        return self.checkpoints / "latest"
+
+    @property
+    def memory(self) -> Path:
+        return self.path / "memory.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def running(self) -> Path:
+        """Who holds the lock."""
+        return self.path / "running.json"
+
+    @property
     def evaluation(self) -> Path:
         """The latest evaluation of the result on the run's held-out rows, in short."""
         return self.path / "evaluation.json"
@@ -96,7 +119,16 @@ class RunDir:
         return sorted(self.checkpoints.glob("step-*"))
 
     def holds_a_run(self) -> bool:
-        return self.recipe.exists() or self.checkpoints.exists()
+        """recipe.yaml is written last of what a run begins with."""
+        return self.recipe.exists()
+
+    def holds_an_unfinished_start(self) -> bool:
+        """Nothing but what a run writes before its recipe: it was killed there, and nothing is
+        lost by starting again."""
+        first = {path.name for path in (self.checkpoints, self.lock, self.running, self.held_out,
+                                        self.chat_template)}
+        return self.path.is_dir() and not any(self.checkpoints.glob("*")) and all(
+            path.name in first or _is_left_over(path) for path in self.path.iterdir())
 
     def refuse_taken(self) -> None:
         """UserError when the directory holds a run or anything else, or cannot be made."""
@@ -106,13 +138,14 @@ class RunDir:
                 str(self.path),
                 "continue it with --resume, or choose another with --set output.dir=DIR",
             )
-        refuse_target(self.path, "choose another with --set output.dir=DIR")
+        if not self.holds_an_unfinished_start():
+            refuse_target(self.path, "choose another with --set output.dir=DIR")
 
     def create(self) -> None:
         """Make the directory. UserError when it is taken."""
         self.refuse_taken()
         try:
-            self.checkpoints.mkdir(parents=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"the output directory cannot be made: {error.strerror}", str(self.path),
@@ -140,19 +173,22 @@ def refuse_target(path: Path, remedy: str, needs_bytes: int = 0) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one rename: a reader sees the old file or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync(path.parent)
     except OSError as error:
-        raise MachineError(f"{path}: cannot be written: {error.strerror}") from error
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise MachineError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, _as_json(value))
 
 
 def read_json(path: Path) -> Any:
@@ -160,8 +196,12 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, value: Any) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """MachineError when the disk refuses."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -179,16 +219,15 @@ def committed_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     A crash or an error inside leaves `path` as it was. With `replace` an existing directory is
     swapped out by two renames. Raises MachineError when the disk refuses.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    replaced = path.with_name(f".{path.name}.replaced")
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
+    replaced = path.with_name(f".{path.name}{_REPLACED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
         for file in partial.rglob("*"):
-            if file.is_file():
-                _sync(file)
+            _sync(file)
         _sync(partial)
         if replace and path.exists():
             shutil.rmtree(replaced, ignore_errors=True)
@@ -196,14 +235,65 @@ def committed_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         partial.rename(path)
         _sync(path.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
+    except Exception as error:
+        if (reason := _refusal_of_disk(error)) is None:
+            raise
         raise MachineError(
-            f"{path}: could not be written: {error.strerror or error}; nothing was left behind"
+            f"{path}: could not be written: {reason}; nothing was left behind"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if replaced.exists() and not path.exists():  # the second rename failed
             replaced.rename(path)
+
+
+def _refusal_of_disk(error: Exception) -> str | None:
+    """What a disk said, also through safetensors; None for any other error."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    text = str(error)
+    if type(error).__name__ == "SafetensorError" and "os error" in text.lower():
+        return text.rpartition(": ")[2].partition(" (os error")[0]
+    return None
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a directory so that it is whole or gone, wherever this is interrupted."""
+    removed = path.with_name(f".{path.name}{_REMOVED}")
+    shutil.rmtree(removed, ignore_errors=True)
+    path.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def clear_left_overs(directory: Path) -> None:
+    """Finish or undo what a killed process left half done in `directory`: only for whoever holds
+    the run's lock."""
+    for path in list(directory.glob(".*")):
+        if not _is_left_over(path):
+            continue
+        original = path.with_name(path.name[1:].rpartition(".")[0])
+        if path.name.endswith(_REPLACED) and not original.exists():
+            path.rename(original)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_left_over(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith((_PARTIAL, _REPLACED, _REMOVED))
+
+
+def refuse_full_disk(directory: Path, needs_bytes: int, what: str, remedy: str) -> None:
+    """MachineError unless `needs_bytes` are free where `directory` lies."""
+    free_bytes = shutil.disk_usage(directory).free
+    if free_bytes < needs_bytes:
+        raise MachineError(f"{directory}: no room for {what}: it takes {needs_bytes / 1e6:,.1f} MB "
+                           f"and {free_bytes / 1e6:,.1f} MB are free\n    {remedy}")
+
+
+def size_bytes(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
 def write_manifest(directory: Path) -> None:
@@ -219,14 +309,25 @@ def write_manifest(directory: Path) -> None:
 def damage(directory: Path) -> str | None:
     """What is wrong with a directory that carries a manifest; None when every file is intact."""
     try:
-        digests = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        for name, digest in digests.items():
-            if not (directory / name).is_file():
-                return f"{name} is missing"
+        text = (directory / MANIFEST).read_text(encoding="utf-8")
+        digests = json.loads(text)
+        if _as_json(digests) != text:  # not one bit of it may differ from what was written
+            return f"{MANIFEST} is damaged"
+        items = list(digests.items())
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    for name, digest in items:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"{MANIFEST} names a file outside the directory: {name}"
+        try:
             if sha256(directory / name) != digest:
                 return f"{name} is damaged (its checksum differs)"
-    except (OSError, ValueError, AttributeError):
-        return f"{MANIFEST} is missing or unreadable"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except (OSError, ValueError) as error:
+            return f"{name} cannot be read: {error}"
     return None
 
 
@@ -236,6 +337,10 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _sync(path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lorafit.data.reading import sources_of
+from lorafit.data.given import sources_of
 from lorafit.errors import UserError
 from lorafit.model.base import TINY, is_hub_id, load_config, load_tokenizer, quiet_libraries
 from lorafit.model.device import find_device

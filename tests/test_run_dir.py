@@ -13,6 +13,7 @@ from lorafit.run_dir import (
     MANIFEST,
     RunDir,
     append_jsonl,
+    clear_left_overs,
     committed_directory,
     damage,
     read_jsonl,
@@ -168,12 +169,35 @@ def test_a_missing_a_truncated_and_a_longer_file_are_noticed(
 def test_a_manifest_that_is_no_manifest_is_damage(tmp_path: Path, content: bytes) -> None:
     folder = filled(tmp_path / "d", {"a": b"x"})
     (folder / MANIFEST).write_bytes(content)
-    assert damage(folder) == f"{MANIFEST} is missing or unreadable"
+    found = damage(folder)
+    assert found is not None
+    assert found.startswith(MANIFEST)
 
 
 def test_a_directory_without_manifest_or_not_there_at_all_is_damage(tmp_path: Path) -> None:
-    assert damage(tmp_path) == f"{MANIFEST} is missing or unreadable"
-    assert damage(tmp_path / "nowhere") == f"{MANIFEST} is missing or unreadable"
+    assert damage(tmp_path) == f"{MANIFEST} is missing"
+    assert damage(tmp_path / "nowhere") == f"{MANIFEST} is missing"
+
+
+def test_every_bit_and_every_length_of_a_manifest_counts(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "d", {"a": b"x", "b": b"y"})
+    whole = (folder / MANIFEST).read_bytes()
+    assert damage(folder) is None
+    for place in range(len(whole)):
+        (folder / MANIFEST).write_bytes(whole[:place])
+        assert damage(folder) is not None, place
+        for bit in range(8):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << bit
+            (folder / MANIFEST).write_bytes(changed)
+            assert damage(folder) is not None, (place, bit)
+
+
+def test_a_manifest_that_names_files_elsewhere_is_damage(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "d", {"a": b"x"})
+    for name in ("../secret", "/dev/zero"):
+        write_json(folder / MANIFEST, {name: "0"})
+        assert "outside the directory" in (damage(folder) or "")
 
 
 # ---- the run directory
@@ -184,17 +208,46 @@ def test_a_new_run_directory_is_made_with_its_parents(tmp_path: Path) -> None:
     assert not run.holds_a_run()
     run.create()
     assert run.checkpoints.is_dir()
+    assert not run.holds_a_run()  # until its recipe is there
+    run.recipe.write_text("")
     assert run.holds_a_run()
 
 
 def test_an_empty_directory_may_become_a_run(tmp_path: Path) -> None:
     RunDir(tmp_path).create()
-    assert RunDir(tmp_path).holds_a_run()
+    assert RunDir(tmp_path).checkpoints.is_dir()
+
+
+def test_a_start_that_was_killed_may_be_made_again(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    run.held_out.write_text("")
+    (run.path / ".recipe.yaml.partial").write_text("mod")
+    assert run.holds_an_unfinished_start()
+    run.create()
+    clear_left_overs(run.path)
+    assert names(run.path) == ["checkpoints", "held_out.jsonl"]
+    run.checkpoint(3).mkdir()
+    assert not run.holds_an_unfinished_start()
+
+
+def test_what_a_kill_left_half_done_is_finished_or_undone(tmp_path: Path) -> None:
+    (tmp_path / ".new.partial").mkdir()
+    (tmp_path / ".swapped.replaced").mkdir()
+    (tmp_path / ".swapped.replaced" / "old").write_text("")
+    (tmp_path / ".kept.replaced").mkdir()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / ".gone.removed").mkdir()
+    (tmp_path / ".lock").write_text("")
+    clear_left_overs(tmp_path)
+    assert names(tmp_path) == [".lock", "kept", "swapped"]
+    assert names(tmp_path / "swapped") == ["old"]
 
 
 def test_a_directory_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
+    run.recipe.write_text("")
     with pytest.raises(UserError, match="already holds a run") as caught:
         run.create()
     assert "--resume" in caught.value.problems[0].remedy

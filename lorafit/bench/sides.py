@@ -10,7 +10,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,18 +200,12 @@ class _OneProcess:
         self.device = device
         self.computed_s = 0.0
 
-    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
-        return nullcontext()
-
     def backward(self, loss: Any) -> None:
         loss.backward()
 
     def reduce(self, totals: Tensor, reduction: str) -> Tensor:
         self.computed_s = now_s(self.device)
         return totals
-
-    def gather(self, tensor: Tensor) -> Tensor:
-        return tensor
 
     def clip_grad_norm_(self, parameters: list[nn.Parameter], limit: float) -> Tensor:
         return nn.utils.clip_grad_norm_(parameters, limit)

@@ -6,24 +6,72 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lorafit import libraries
-from lorafit.data.reading import Given, check_source, sources_of
-from lorafit.errors import UserError
+from lorafit.data.first_look import look_at
+from lorafit.data.given import Given, sources_of
+from lorafit.errors import Problem, UserError
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Data, Model, Recipe
 from lorafit.run_dir import RunDir, refuse_target
 
 
 def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
-    """What can be known to be wrong in milliseconds, before anything heavy is imported."""
+    """What can be known to be wrong in milliseconds, before anything heavy is imported.
+
+    UserError with everything that was found.
+    """
+    problems: list[Problem] = []
     if not resume:
-        run.refuse_taken()
-    for given in sources(recipe.data):
-        if not given.location.is_hub:
-            check_source(given)
-    base = recipe.model.base
-    if base.startswith((".", "/", "~")) and not Path(os.path.expanduser(base)).exists():
-        raise UserError("no such base model", f"model.base: {base}",
-                        "name a model directory, a hub id, or tiny")
+        try:
+            run.refuse_taken()
+        except UserError as error:
+            problems += error.problems
+    problems += [problem for problem in (_base_problem(recipe.model.base),
+                                         _template_problem(recipe.data.chat_template)) if problem]
+    problems += look_at(recipe.data)
+    if problems:
+        raise UserError(problems=problems)
+
+
+def _base_problem(base: str) -> Problem | None:
+    """What is wrong with a base that can only be a directory."""
+    where, remedy = f"model.base: {base}", "name a model directory, a hub id, or tiny"
+    path = Path(os.path.expanduser(base))
+    if base == "tiny" or not path.exists():
+        if base.startswith((".", "/", "~")):
+            return Problem("no such base model", where, remedy)
+        return None
+    if not path.is_dir():
+        return Problem("is a file, not a model directory", where, remedy)
+    config = path / "config.json"
+    if not config.exists():
+        if (path / "adapter_config.json").exists():
+            return Problem("is an adapter, not a base model", where,
+                           "name the base it was trained on, or merge it first")
+        return Problem("is a directory without a config.json", where, remedy)
+    try:
+        if isinstance(json.loads(config.read_text(encoding="utf-8")), dict):
+            return None
+        why = "holds no object"
+    except (OSError, ValueError, RecursionError) as error:
+        why = str(error)
+    return Problem(f"its config.json cannot be read: {why}", where, "fetch the model again")
+
+
+def _template_problem(template: str | None) -> Problem | None:
+    """What is wrong with a template that does not need the tokenizer to be found.
+
+    A bare word may be the name of one of the tokenizer's templates.
+    """
+    if template is None or not ("{" in template or "/" in template or os.path.exists(template)
+                                or template.endswith((".jinja", ".jinja2", ".j2"))):
+        return None
+    from lorafit.data.chat import check_template, resolve_template
+
+    try:
+        check_template(resolve_template(template, None))
+    except UserError as error:
+        return error.problems[0]
+    return None
 
 
 def settle_hub(recipe: Recipe) -> bool:

@@ -20,6 +20,11 @@ import lorafit.cli.commands.doctor  # noqa: F401
 # isort: on
 
 
+# How gloo and NCCL say that a process at the other end has gone.
+_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote process exited",
+              "ncclRemoteError", "ncclSystemError")
+
+
 def main() -> None:
     """Run the command line; the process ends with one of errors.EXIT_CODES."""
     stdio.settle()
@@ -57,6 +62,9 @@ def _machine_trouble(error: Exception) -> str | None:
         return ("out of memory\n    lower training.micro_batch_size, set "
                 "training.activation_checkpointing=full, or quantise the base "
                 "(model.quantization=nf4)")
+    if isinstance(error, RuntimeError) and any(said in str(error) for said in _LOST_RANK):
+        return ("another rank of this job is gone; what it said itself tells why\n    the last "
+                "checkpoint is intact: go on with --resume")
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}"

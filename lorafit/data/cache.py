@@ -70,7 +70,10 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 @contextmanager
 def locked(key: str) -> Iterator[Path]:
-    """The path of an entry, held by one process at a time: the others wait for what it writes."""
+    """The path of an entry, held by one process at a time: the others wait for what it writes.
+
+    Where no entry came of it, because the rows were refused, nothing stays.
+    """
     from filelock import FileLock
 
     directory = cache_directory() / "tokens"
@@ -84,6 +87,8 @@ def locked(key: str) -> Iterator[Path]:
     try:
         yield directory / key
     finally:
+        if not (directory / key).exists():
+            Path(lock.lock_file).unlink(missing_ok=True)  # whoever waits makes another
         lock.release()
 
 

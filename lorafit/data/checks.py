@@ -6,10 +6,11 @@ set is found when it is opened (data/dataset.py), where the recipe says what a f
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from lorafit.data.examples import Conversation, Exchange, Message, Trainable
+from lorafit.data.answers import empty_answer
+from lorafit.data.examples import Conversation, Exchange, Trainable
 from lorafit.data.misread import misread
 from lorafit.data.scripts import script_of
 from lorafit.data.store import RowNotes
@@ -29,7 +30,6 @@ _MARKUP = re.compile(
     r"|<(?:start|end)_of_turn>|<(?:bos|eos|turn\||\|turn)>|\[gMASK\]|</s>"
     r"|#(?<![^\n]#)## (?:Instruction|Response|Human|Assistant):"
 )
-_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"  # str.strip leaves them
 
 Part = tuple[str, str]  # what a text is called in messages, and the text
 
@@ -49,7 +49,7 @@ class RowChecker:
     def notes(self, example: Trainable) -> RowNotes:
         """Digest, flags and script of a row."""
         joined = "\n".join(part for _, part in texts_of(example))  # one search instead of many
-        flags = EMPTY_ANSWER if _empty_answer(example, self._train_on) is not None else 0
+        flags = EMPTY_ANSWER if empty_answer(example, self._train_on) is not None else 0
         for check, find in self._finders.items():
             if find(joined) is not None:
                 flags |= FLAGS[check]
@@ -58,7 +58,7 @@ class RowChecker:
     def reason(self, example: Trainable, check: str) -> str | None:
         """What `check` finds in a row, None for nothing."""
         if check == "empty_answer":
-            return _empty_answer(example, self._train_on)
+            return empty_answer(example, self._train_on)
         what = {"special_tokens": "spells the special token", "foreign_markup": "holds the markup "
                 "of another chat template,", "encoding": "holds"}[check]
         for name, text in texts_of(example):
@@ -134,33 +134,6 @@ def _trained_text(example: Trainable) -> str:
         return " ".join(message.content for message in example.messages
                         if message.role == "assistant")
     return example.completion if isinstance(example, Exchange) else example.text
-
-
-def _empty_answer(example: Trainable, train_on: str) -> str | None:
-    if not isinstance(example, Conversation):
-        return None  # its format has refused an empty one
-    first = _first_trained(example.messages, train_on)
-    for number, message in enumerate(example.messages, 1):
-        trained = number > first if message.weight is None else message.weight > 0
-        if message.role == "assistant" and trained and not _says_something(message):
-            return f"message {number} (assistant) is empty"
-    return None
-
-
-def _first_trained(messages: Sequence[Message], train_on: str) -> int:
-    """How many messages stand before those that `train_on` chooses from."""
-    if train_on not in ("last", "completion"):
-        return 0
-    last_of = "assistant" if train_on == "last" else "user"
-    numbers = [n for n, message in enumerate(messages) if message.role == last_of]
-    if not numbers:
-        return 0
-    return numbers[-1] if train_on == "last" else numbers[-1] + 1
-
-
-def _says_something(message: Message) -> bool:
-    said = message.content + (message.reasoning or "")
-    return bool(message.tool_calls or said.strip().strip(_INVISIBLE).strip())
 
 
 def _visible(found: str) -> str:

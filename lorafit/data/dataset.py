@@ -15,10 +15,10 @@ import numpy as np
 
 from lorafit.data import selection as selecting
 from lorafit.data.checks import FLAGS, RowChecker
-from lorafit.data.examples import Trainable
+from lorafit.data.examples import Trainable, trained_part
+from lorafit.data.given import Given, examples_at, sources_of
 from lorafit.data.order import Order
-from lorafit.data.pipeline import trained_part
-from lorafit.data.reading import Given, examples_at, open_store, sources_of
+from lorafit.data.reading import open_store
 from lorafit.data.rows import Place
 from lorafit.data.selection import Lengths, Selection
 from lorafit.data.store import TokenStore

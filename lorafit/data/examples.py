@@ -87,6 +87,15 @@ Trainable = Conversation | Exchange | Passage  # what a renderer takes
 Example = Trainable | Preference | Judged
 
 
+def trained_part(example: Example) -> Trainable | None:
+    """What is trained of a row: of a pair the preferred answer, of a judged one only a wanted."""
+    if isinstance(example, Preference):
+        return example.chosen
+    if isinstance(example, Judged):
+        return example.example if example.wanted else None
+    return example
+
+
 class BadRow(Exception):
     """A row that does not fit its format: `what` is wrong and the `remedy`."""
 

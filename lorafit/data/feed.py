@@ -31,11 +31,14 @@ class StepExamples:
 class Feed(Protocol):
     """Examples by step, and the state that a checkpoint needs to go on after a step.
 
-    `read` is what became of all rows so far, where that is not known before training: counts of
-    data/dataset.py: Report by name, and rows of each check's findings by the check's name.
+    `longest` are the longest examples at hand: `rows` of them, or as many as have `tokens` tokens
+    together. `read` is what became of all rows so far, where that is not known before training:
+    counts of data/dataset.py: Report by name, and rows of each check's findings by its name.
     """
 
     def step(self, step: int) -> StepExamples: ...
+
+    def longest(self, rows: int, tokens: int) -> StepExamples: ...
 
     def read(self) -> dict[str, int] | None: ...
 
@@ -57,8 +60,20 @@ class EpochFeed:
                             lambda i: self.data.tokens(int(rows[i])),
                             lambda i: self.data.place(int(rows[i])))
 
+    def longest(self, rows: int, tokens: int) -> StepExamples:
+        return longest_of(self.data, rows, tokens)
+
     def read(self) -> dict[str, int] | None:
         return None
 
     def state(self, step: int) -> dict[str, Any] | None:
         return None
+
+
+def longest_of(data: TokenisedData, rows: int, tokens: int) -> StepExamples:
+    """The `rows` longest examples, and more until they have `tokens` tokens."""
+    order = np.argsort(-data.lengths, kind="stable")
+    count = max(rows, int(np.searchsorted(np.cumsum(data.lengths[order]), tokens)) + 1)
+    chosen = order[:count]
+    return StepExamples(data.lengths[chosen], lambda i: data.tokens(int(chosen[i])),
+                        lambda i: data.place(int(chosen[i])))

@@ -10,7 +10,14 @@ from typing import Any
 
 from lorafit.data.chat import Rendered, Renderer, check_template, resolve_template
 from lorafit.data.checks import RowChecker
-from lorafit.data.examples import BadRow, Example, Judged, Preference, Trainable
+from lorafit.data.examples import (
+    BadRow,
+    Example,
+    Judged,
+    Preference,
+    Trainable,
+    trained_part,
+)
 from lorafit.data.formats import FORMATS, convert_rows
 from lorafit.data.rows import Place
 from lorafit.data.sources import RawBlock, parse_block
@@ -92,15 +99,6 @@ class Pipeline:
 
     def __getstate__(self) -> dict[str, Any]:  # a compiled template cannot be pickled
         return {name: self.__dict__[name] for name in ("data", "tokenizer", "format", "mapping")}
-
-
-def trained_part(example: Example) -> Trainable | None:
-    """What is trained of a row: of a pair the preferred answer, of a judged one only a wanted."""
-    if isinstance(example, Preference):
-        return example.chosen
-    if isinstance(example, Judged):
-        return example.example if example.wanted else None
-    return example
 
 
 def make_renderer(data: Data, tokenizer: Any) -> Renderer:

@@ -23,10 +23,11 @@ import numpy as np
 from lorafit.data import workers
 from lorafit.data.cache import tokenizer_digest
 from lorafit.data.dataset import Checked, Checks, Report, TokenisedData, fail_on, ready
-from lorafit.data.feed import StepExamples
+from lorafit.data.feed import StepExamples, longest_of
+from lorafit.data.given import Given, names_of, shape_of, sources_of
 from lorafit.data.order import permutation
 from lorafit.data.pipeline import Made, Pipeline
-from lorafit.data.reading import Given, Tally, names_of, shape_of, sources_of
+from lorafit.data.reading import Tally
 from lorafit.data.sources import RawBlock, open_blocks, source_files
 from lorafit.data.store import StoreWriter, TokenStore
 from lorafit.errors import MachineError, UserError
@@ -135,7 +136,8 @@ class StreamFeed:
             raise ValueError(f"step {step} lies before the part of the stream that is at hand")
         while self._next.first_row < last:
             self._blocks.append(self._next_block())
-        while self._blocks[0].end_row <= first:
+        # The step before may be asked for again, or its state: it is the one that training is in.
+        while self._blocks[0].end_row <= first - self._batch_size:
             shutil.rmtree(self._blocks.pop(0).directory)
         chosen = [(block, int(block.order[row - block.start.first_row]))
                   for row in range(first, last)
@@ -152,7 +154,12 @@ class StreamFeed:
             if block.start.first_row <= first < block.end_row:
                 return {"position": asdict(block.start),
                         "fingerprint": block.data.report.fingerprint}
+        if first < self._next.first_row:
+            raise ValueError(f"step {step} lies before the part of the stream that is at hand")
         return {"position": asdict(self._next), "fingerprint": None}
+
+    def longest(self, rows: int, tokens: int) -> StepExamples:
+        return longest_of(self.first_block(), rows, tokens)
 
     def read(self) -> dict[str, int]:
         """What became of all rows so far, those of the block in use included."""

@@ -203,7 +203,7 @@ VARIABLES = (
     Variable("NCCL_.*|GLOO_.*", "how ranks talk to each other"),
     Variable("RANK|WORLD_SIZE", _LAUNCHER, _rank, is_fatal=True),
     Variable("LOCAL_RANK|LOCAL_WORLD_SIZE", _LAUNCHER, _local_rank),
-    Variable("MASTER_ADDR|MASTER_PORT|TORCHELASTIC_.*", _LAUNCHER),
+    Variable("MASTER_ADDR|MASTER_PORT|TORCHELASTIC_.*|TORCH_ELASTIC_.*", _LAUNCHER),
     Variable("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "accelerate divides losses by it",
              lambda value, others: None if value == "1" else (
                  "accelerate divides every gradient by it", "unset it; lorafit accumulates by "

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 
 from lorafit import __version__
-from lorafit.data.reading import sources_of
+from lorafit.data.given import sources_of
 from lorafit.export.delta.base import open_base
 from lorafit.export.formats import format_named
 from lorafit.export.formats.format import Format

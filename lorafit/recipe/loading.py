@@ -3,6 +3,8 @@
 import difflib
 import glob
 import os
+import re
+import stat
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,7 +93,11 @@ def replace(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
 def _read_text(path: Path) -> str:
     remedy = "give the path of a YAML recipe; `lorafit init` writes a starter"
     try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
+        facts = path.stat()
+        if stat.S_ISFIFO(facts.st_mode):  # opening it would wait for a writer, maybe for ever
+            raise UserError("a pipe, which can be read only once", str(path),
+                            "write its content to a file")
+        if facts.st_size > MAX_RECIPE_BYTES:
             raise UserError("too large to be a recipe (over 1 MB)", str(path), remedy)
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -157,15 +163,40 @@ def _problem(error: Any, document: Document, places: dict[KeyPath, str], path: P
         return Problem(what, where, _nearest(str(keys[-1]), known, section, document))
     if error["type"] == "missing":
         missing = (*keys, error["loc"][-1])
-        owner = _model_at(missing[:-1])
-        field = owner.model_fields.get(str(missing[-1])) if owner else None
-        hint = " ".join((field.description or "").split()) if field else ""
         name = ".".join(map(str, missing))
-        return Problem(f"{name} is missing", where, hint and f"add it: {hint}")
+        hint = _help_of(missing).removeprefix(f"{name}: ")
+        return Problem(f"{name} is missing", where, f"add it: {hint}")
     if error["type"] == "value_error":
-        what = str(error["ctx"]["error"])
-        return Problem(f"{dotted}: {what}" if dotted else what, where)
-    return Problem(f"{dotted}: {_sentence(error)}", where, _type_remedy(error))
+        what, _, remedy = str(error["ctx"]["error"]).rpartition("; ")
+        what, remedy = (what, remedy) if what else (remedy, _help_of(keys))
+        return Problem(f"{dotted}: {what}" if dotted else what, where, remedy)
+    return Problem(f"{dotted}: {_sentence(error)}", where, _type_remedy(error) or _help_of(keys))
+
+
+def _help_of(keys: KeyPath) -> str:
+    """What a key is for, or which keys a section has."""
+    if (section := _section_at(keys)) is not None:
+        return f"`{'.'.join(map(str, keys)) or 'a recipe'}` has the keys " \
+               f"{', '.join(section.model_fields)}"
+    for end in range(len(keys), 0, -1):  # an item of a list has the help of the list
+        owner = _model_at(keys[: end - 1])
+        field = owner.model_fields.get(str(keys[end - 1])) if owner else None
+        if field is not None and field.description:
+            name = ".".join(map(str, keys[:end]))
+            return f"{name}: {' '.join(field.description.split())}"
+    return "see docs/recipe.md"
+
+
+def _section_at(keys: KeyPath) -> type[BaseModel] | None:
+    """The section that these keys lead to; None where they lead to a value."""
+    if not keys:
+        return Recipe
+    owner = _model_at(keys[:-1])
+    field = owner.model_fields.get(str(keys[-1])) if owner else None
+    annotation = field.annotation if field else None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
 
 
 def _stands_in(values: Any, loc: tuple[Any, ...], key: Any) -> bool:
@@ -224,6 +255,10 @@ def _sentence(error: Any) -> str:
     message = error["msg"][0].lower() + error["msg"][1:]
     message = message.replace("input should be", "must be")
     message = message.replace("a valid integer", "a whole number").replace("valid ", "")
+    message = re.sub(r"a dictionary( or instance of \w+)?", "a mapping of keys", message)
+    if error["type"] in ("too_short", "too_long"):
+        limit = error["ctx"].get("min_length", error["ctx"].get("max_length"))
+        message = f"must have {limit} items"
     return f"{message}, not {shown}"
 
 

@@ -271,6 +271,9 @@ class Training(Section):
     """Decoupled weight decay on every trained weight."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Clip the gradient to this Euclidean norm; null switches clipping off."""
+    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
+    """Steps that may be left out because their loss or gradient is not finite; each is told with
+    its rows. 0 stops at the first. A weight that is not finite always stops the run."""
     activation_checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
     """What the backward pass computes again instead of finding it kept: nothing (`none`), the
     inner tensors of gated MLPs (`selective`: about half the memory), or whole layers (`full`, also

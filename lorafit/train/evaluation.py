@@ -1,14 +1,19 @@
 """Held-out loss over every supervised token, the same on any number of ranks."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorafit.data.batches import collate
-from lorafit.data.packing import Layout, split_rows
+from lorafit.data.packing import Layout, MicroBatch, split_rows
 from lorafit.data.tokens import Tokens
+from lorafit.train.memory import Fit, free_memory, ran_out_of_memory
+from lorafit.train.signals import StopRequest, Wish
+
+_ASKED_EVERY = 8  # micro-batches, where ranks have to agree on whether to stop
 
 
 class HeldOut(Protocol):
@@ -24,18 +29,61 @@ class HeldOut(Protocol):
 
 @torch.no_grad()
 def held_out_loss(accelerator: Any, module: nn.Module, data: HeldOut, layout: Layout,
-                  pad_id: int) -> float:
-    """Mean loss in nats per supervised token; a message's weight counts as in training."""
+                  pad_id: int, fit: Fit, stop: StopRequest) -> float | Wish:
+    """Mean loss in nats per supervised token; a message's weight counts as in training.
+
+    The wish in place of it, the same on every rank, when somebody asked to end the run meanwhile.
+    What does not fit into memory is cut by `fit`; MachineError where single rows do not.
+    """
     was_training = module.training
     module.eval()
     device = accelerator.device
     wide = torch.float32 if device.type == "mps" else torch.float64
     totals = torch.zeros(2, dtype=wide, device=device)
     parts = split_rows(data.lengths, layout, accelerator.num_processes)
-    for part in parts[accelerator.process_index :: accelerator.num_processes]:
-        batch = collate(data.tokens, part, layout, pad_id)
+    mine = parts[accelerator.process_index :: accelerator.num_processes]
+    try:
+        for number, part in enumerate(mine):
+            totals += _of_part(module, data, part, layout, pad_id, device, fit).to(wide)
+            asked = stop.wish
+            if accelerator.num_processes > 1:
+                asked = (_agreed(accelerator, asked) if number % _ASKED_EVERY == 0
+                         else Wish.NOTHING)
+            if asked.ends:
+                return asked
+    finally:
+        module.train(was_training)
+    loss, weight = accelerator.reduce(totals, reduction="sum").tolist()
+    return float(loss / (weight or 1.0))
+
+
+def _of_part(module: nn.Module, data: HeldOut, part: MicroBatch, layout: Layout, pad_id: int,
+             device: torch.device, fit: Fit) -> Tensor:
+    """Sum of losses and of weights, (2,) float64."""
+    while True:
+        try:
+            return _of_pieces(module, data, fit.pieces([part]), layout, pad_id, device)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+        free_memory(device)
+        fit.halve([part], data.lengths)
+
+
+def _of_pieces(module: nn.Module, data: HeldOut, pieces: Sequence[MicroBatch], layout: Layout,
+               pad_id: int, device: torch.device) -> Tensor:
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    totals = torch.zeros(2, dtype=wide, device=device)
+    for piece in pieces:
+        batch = collate(data.tokens, piece, layout, pad_id)
         totals[0] += module(**batch.to(device).inputs)
         totals[1] += batch.loss_weight
-    loss, weight = accelerator.reduce(totals, reduction="sum").tolist()
-    module.train(was_training)
-    return float(loss / (weight or 1.0))
+    return totals
+
+
+def _agreed(accelerator: Any, asked: Wish) -> Wish:
+    """The largest wish of all ranks."""
+    wishes = torch.tensor([asked is each for each in Wish], dtype=torch.float32,
+                          device=accelerator.device)
+    wished = accelerator.reduce(wishes, reduction="sum").tolist()
+    return max(each for each, ranks in zip(Wish, wished, strict=True) if ranks)

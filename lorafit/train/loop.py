@@ -1,29 +1,38 @@
 """The training loop, top to bottom."""
 
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from lorafit.data.batches import Batch, collate
 from lorafit.data.dataset import TokenisedData
 from lorafit.data.feed import Feed, StepExamples
-from lorafit.data.packing import Layout, split_rows
-from lorafit.errors import DivergedError, LorafitError, StoppedBySignal
+from lorafit.data.packing import Layout, MicroBatch, split_rows
+from lorafit.errors import DivergedError, LorafitError
 from lorafit.model.adapters.step_rule import StepRule
 from lorafit.recipe.schema import Training
-from lorafit.run_dir import RunDir, append_jsonl
+from lorafit.run_dir import RunDir, append_jsonl, write_json
 from lorafit.train.checkpoint import Progress, save_checkpoint
+from lorafit.train.diagnosis import Suspect, several
 from lorafit.train.display import Display
 from lorafit.train.evaluation import held_out_loss
+from lorafit.train.memory import Fit
+from lorafit.train.rehearsal import may_run_out, rehearse
 from lorafit.train.samples import Sampler
 from lorafit.train.schedule import learning_rate_at
-from lorafit.train.signals import StopRequest
-from lorafit.train.step import train_step
+from lorafit.train.signals import StopRequest, Wish
+from lorafit.train.step import NotFinite, StepResult, train_step
+from lorafit.train.watch import Watch
 
 MAX_ROWS_NAMED = 8
+MAX_HELD_OUT_LOOKED_THROUGH = 500
+_WORST_ROWS = 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything the loop works with. `module` is the wrapped loss, `adapted` the model in it."""
+    """Everything the loop works with. `module` is the summed loss, `adapted` the model in it.
+
+    fit and eval_fit: how micro-batches are cut to fit into memory, in training and evaluation.
+    """
 
     accelerator: Any
     module: nn.Module
@@ -60,22 +72,31 @@ class Job:
     sampler: Sampler
     stop: StopRequest
     rule: StepRule | None = None
+    watch: Watch = field(default_factory=Watch)
+    fit: Fit = field(default_factory=Fit)
+    eval_fit: Fit = field(default_factory=lambda: Fit("evaluation"))
 
 
 def run_loop(job: Job, progress: Progress) -> Progress:
     """Train from `progress` to the end.
 
-    Raises StoppedBySignal after committing a checkpoint, and DivergedError with the rows named.
+    Raises Stopped after committing a checkpoint, and DivergedError with layer and rows named.
     """
     plan, training = job.plan, job.training
     ahead = _Ahead(job)
     job.display.start(progress.step, plan.total_steps)
-    if progress.step == 0:
-        evaluate(job, progress)
+    _rehearse(job, progress.step)
+    if progress.step == 0 and progress.first_eval_loss is None:
+        progress.evaluation_due = True
+    if progress.evaluation_due:
+        is_best, wish = evaluate(job, progress)
+        # At the start also for its own sake: what cannot be saved is found before the first step.
+        commit(job, progress)
+        _stop_if_asked(job, progress, wish)
     while progress.step < plan.total_steps and not progress.stopped_early:
         started = time.perf_counter()
         try:
-            examples, batches = ahead.take(progress.step)
+            work = ahead.take(progress.step)
         except LorafitError:  # a stream's bad row: what was trained so far is kept
             if progress.step > 0:
                 commit(job, progress)
@@ -85,48 +106,69 @@ def run_loop(job: Job, progress: Progress) -> Progress:
         )
         try:
             result = train_step(
-                job.accelerator, job.module, job.optimizer, batches, step=progress.step,
+                job.accelerator, job.module, job.optimizer, work.batches, step=progress.step,
                 learning_rate=learning_rate, seed=training.seed,
-                max_grad_norm=training.max_grad_norm, stop_signal=job.stop.signal_number,
-                rule=job.rule, meanwhile=partial(ahead.prepare, progress.step + 1),
+                max_grad_norm=training.max_grad_norm, wish=lambda: job.stop.wish, rule=job.rule,
+                meanwhile=partial(ahead.prepare, progress.step + 1),
+                smaller=partial(_smaller, job, work, progress.step),
             )
-        except DivergedError as error:
-            raise DivergedError(_with_rows(error, examples)) from None
-        progress.step += 1
-        seconds = time.perf_counter() - started
-        if job.accelerator.is_main_process:
-            append_jsonl(job.run.metrics, {
-                "step": progress.step, "loss": result.loss, "learning_rate": learning_rate,
-                "grad_norm": result.grad_norm, "supervised_tokens": result.supervised_tokens,
-                "tokens": result.tokens, "computed_tokens": result.computed_tokens,
-                "seconds": round(seconds, 6),
-            })
-        job.display.step(progress.step, result.loss, learning_rate, result.supervised_tokens,
-                         seconds)
+            wish = result.wish
+            progress.step += 1
+            _log(job, progress, work, result, learning_rate, time.perf_counter() - started)
+        except NotFinite as error:
+            _skip(job, progress, work, error)
+            wish = error.wish
         is_last = progress.step == plan.total_steps
         is_best = False
         if is_last or progress.step % plan.eval_every == 0:
-            is_best = evaluate(job, progress)
-        if (is_last or is_best or progress.stopped_early or result.stop_signal
+            progress.evaluation_due = True
+            if not wish.ends:  # else the resumed run does it
+                is_best, asked = evaluate(job, progress)
+                wish = max(wish, asked)
+        if (is_last or is_best or progress.stopped_early or wish > Wish.NOTHING
                 or progress.step % plan.checkpoint_every == 0):
             commit(job, progress)
-        if result.stop_signal and not is_last:
-            raise StoppedBySignal(
-                result.stop_signal,
-                f"stopped after step {progress.step} of {plan.total_steps}; a checkpoint was "
-                "committed. Continue with --resume",
-            )
+        if wish is Wish.SAVE:
+            job.stop.saved()
+            job.display.say(f"a checkpoint of step {progress.step} was committed, as asked")
+        if not (is_last or progress.stopped_early) or progress.evaluation_due:
+            _stop_if_asked(job, progress, wish)
     return progress
 
 
+def _rehearse(job: Job, step: int) -> None:
+    """Compute the longest rows at hand once, where running out of memory can be caught."""
+    if not may_run_out(job.accelerator.device):
+        return
+    before = job.fit.halvings
+    parameters = [p for group in job.optimizer.param_groups for p in group["params"]]
+    most = rehearse(job.accelerator, job.module, parameters, job.feed, job.layout, job.pad_id,
+                    job.fit, job.training.seed)
+    if job.fit.halvings > before:
+        job.display.say(f"the longest rows do not fit into memory together: micro-batches are cut "
+                        f"to {most}")
+        if job.accelerator.is_main_process:
+            _keep_memory(job, step)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The examples of a step, and this rank's micro-batches of them as they were laid out, and as
+    they are computed."""
+
+    examples: StepExamples
+    parts: Sequence[MicroBatch]
+    batches: Sequence[Batch]
+
+
 class _Ahead:
-    """The examples of a step and this rank's micro-batches, made while the device still computes
-    the step before. An error in them is raised when they are taken."""
+    """The work of a step, made while the device still computes the step before. An error in it is
+    raised when it is taken."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._step = -1
-        self._made: tuple[StepExamples, list[Batch]] | LorafitError | None = None
+        self._made: _Work | LorafitError | None = None
 
     def prepare(self, step: int) -> None:
         if step == self._step or step >= self._job.plan.total_steps:
@@ -137,7 +179,7 @@ class _Ahead:
         except LorafitError as error:
             self._made = error
 
-    def take(self, step: int) -> tuple[StepExamples, list[Batch]]:
+    def take(self, step: int) -> _Work:
         self.prepare(step)
         assert self._step == step
         made, self._made = self._made, None
@@ -146,27 +188,131 @@ class _Ahead:
         assert made is not None
         return made
 
-    def _make(self, step: int) -> tuple[StepExamples, list[Batch]]:
+    def _make(self, step: int) -> _Work:
         job = self._job
         examples = job.feed.step(step)
         parts = split_rows(examples.lengths, job.layout, job.accelerator.num_processes)
         mine = parts[job.accelerator.process_index :: job.accelerator.num_processes]
-        batches = [collate(examples.tokens, part, job.layout, job.pad_id) for part in mine]
-        if job.accelerator.device.type == "cuda":
-            batches = [batch.pinned() for batch in batches]
-        return examples, batches
+        return _Work(examples, mine, _batches(job, examples, mine))
 
 
-def evaluate(job: Job, progress: Progress) -> bool:
-    """Measure the held-out loss and answer the sample prompts; True when it is a new best."""
+def _batches(job: Job, examples: StepExamples, parts: Sequence[MicroBatch]) -> list[Batch]:
+    batches = [collate(examples.tokens, part, job.layout, job.pad_id)
+               for part in job.fit.pieces(parts)]
+    if job.accelerator.device.type == "cuda":
+        batches = [batch.pinned() for batch in batches]
+    return batches
+
+
+def _smaller(job: Job, work: _Work, step: int) -> list[Batch]:
+    """The step's micro-batches after memory ran out. MachineError where they cannot be cut."""
+    job.fit.halve(work.parts, work.examples.lengths)
+    most = job.fit.most_examples(work.parts)
+    job.display.say(f"out of memory in step {step + 1}: micro-batches are cut to {most} "
+                    f"row{'s' if most > 1 else ''} from now on; the step is taken again")
+    if job.accelerator.is_main_process:
+        _keep_memory(job, step)
+    return _batches(job, work.examples, work.parts)
+
+
+def _keep_memory(job: Job, step: int) -> None:
+    write_json(job.run.memory, {"halvings": job.fit.halvings, "since_step": step + 1,
+                                "micro_batch_size": job.layout.micro_batch_size,
+                                "batching": job.layout.batching,
+                                "device": str(job.accelerator.device)})
+
+
+def _log(job: Job, progress: Progress, work: _Work, result: StepResult, learning_rate: float,
+         seconds: float) -> None:
+    warnings = job.watch.step(result.loss, result.grad_norm, result.supervised_tokens,
+                              partial(_worst_rows, job, work, progress.step - 1))
+    if job.accelerator.is_main_process:
+        append_jsonl(job.run.metrics, {
+            "step": progress.step, "loss": result.loss, "learning_rate": learning_rate,
+            "grad_norm": result.grad_norm, "supervised_tokens": result.supervised_tokens,
+            "tokens": result.tokens, "computed_tokens": result.computed_tokens,
+            "seconds": round(seconds, 6),
+        })
+        for warning in warnings:
+            append_jsonl(job.run.metrics, {"step": progress.step, "warning": warning})
+    job.display.step(progress.step, result.loss, learning_rate, result.supervised_tokens, seconds)
+    for warning in warnings:
+        job.display.say(f"warning: step {progress.step}: {warning}")
+
+
+def _skip(job: Job, progress: Progress, work: _Work, error: NotFinite) -> None:
+    """Leave a step out, where the recipe allows it; else DivergedError, with the run as it was
+    before the step committed."""
+    causes = _causes(job, progress.step, work, error)
+    job.optimizer.zero_grad()
+    may_skip = error.what != "weight" and progress.skipped_steps < job.training.skip_nonfinite
+    if not may_skip:
+        kept = "the last checkpoint is intact"
+        if error.what != "weight" and progress.step > 0:
+            commit(job, progress)
+            kept = f"a checkpoint of step {progress.step} was committed"
+        raise DivergedError(_told(error, causes, work.examples, kept)) from None
+    progress.skipped_steps += 1
+    progress.step += 1
+    told = f"{error}; the step is left out ({progress.skipped_steps} of " \
+           f"{job.training.skip_nonfinite}): {'; '.join(causes) or 'no cause was found'}"
+    if job.accelerator.is_main_process:
+        append_jsonl(job.run.metrics, {"step": progress.step, "skipped": told})
+    job.display.say(f"warning: {told}")
+
+
+def _causes(job: Job, step: int, work: _Work, error: NotFinite) -> list[str]:
+    """Where the number comes from, found on every rank and told by the main one."""
+    suspect = _suspect(job, work, step)
+    mine: list[str] = []
+    if error.what == "weight":
+        mine = suspect.of_weight()
+    else:
+        mine = suspect.of_loss(work.batches)
+        if not mine and error.what == "gradient":
+            mine = suspect.of_gradient()
+    return list(dict.fromkeys(_of_all_ranks(job, mine)))
+
+
+def _worst_rows(job: Job, work: _Work, step: int) -> str:
+    mine = [number for part in work.parts for number in part.examples]
+    rows = _of_all_ranks(job, _suspect(job, work, step).rows(mine))
+    worst = sorted(rows, key=lambda row: -row[1])[:_WORST_ROWS]
+    return ", ".join(f"{place} ({loss:.2f})" for place, loss in worst)
+
+
+def _suspect(job: Job, work: _Work, step: int) -> Suspect:
+    ranks, rank = job.accelerator.num_processes, job.accelerator.process_index
+    return Suspect(job.module, job.adapted, work.examples, job.layout, job.pad_id,
+                   job.accelerator.device, job.training.seed, step, lambda k: k * ranks + rank)
+
+
+def _of_all_ranks(job: Job, mine: list[Any]) -> list[Any]:
+    if job.accelerator.num_processes == 1:
+        return mine
+    everyone: list[Any] = [None] * job.accelerator.num_processes
+    torch.distributed.all_gather_object(everyone, mine)
+    return [each for of_rank in everyone for each in of_rank]
+
+
+def evaluate(job: Job, progress: Progress) -> tuple[bool, Wish]:
+    """Answer the sample prompts and measure the held-out loss; whether it is a new best.
+
+    What somebody asked for meanwhile comes with it: then the evaluation stays due.
+    """
     if job.sampler.prompts and job.accelerator.is_main_process:
         for prompt, answer in job.sampler.answers(job.adapted):
             job.display.sample(prompt, answer)
             append_jsonl(job.run.samples,
                          {"step": progress.step, "prompt": prompt, "answer": answer})
     if job.held_out is None:
-        return False
-    loss = held_out_loss(job.accelerator, job.module, job.held_out, job.layout, job.pad_id)
+        progress.evaluation_due = False
+        return False, Wish.NOTHING
+    loss = held_out_loss(job.accelerator, job.module, job.held_out, job.layout, job.pad_id,
+                         job.eval_fit, job.stop)
+    if isinstance(loss, Wish):
+        return False, loss
+    progress.evaluation_due = False
     is_best = progress.step > 0 and (progress.best_loss is None or loss < progress.best_loss)
     progress.last_eval_loss = loss
     if progress.first_eval_loss is None:
@@ -181,7 +327,23 @@ def evaluate(job: Job, progress: Progress) -> bool:
     if job.accelerator.is_main_process:
         append_jsonl(job.run.metrics, {"step": progress.step, "held_out_loss": loss})
     job.display.evaluation(progress.step, loss, is_best)
-    return is_best
+    if not math.isfinite(loss) and job.accelerator.is_main_process:
+        warning = f"the held-out loss is {loss}, and no best step can be told: " + _bad_rows(job)
+        append_jsonl(job.run.metrics, {"step": progress.step, "warning": warning})
+        job.display.say(f"warning: step {progress.step}: {warning}")
+    return is_best, Wish.NOTHING
+
+
+def _bad_rows(job: Job) -> str:
+    """The held-out rows that give no finite loss, as far as they are looked through."""
+    data = job.held_out
+    assert data is not None
+    examples = StepExamples(data.lengths, data.tokens, data.place)
+    suspect = Suspect(job.module, job.adapted, examples, job.layout, job.pad_id,
+                      job.accelerator.device, 0, 0, lambda k: k)
+    looked = min(len(data), MAX_HELD_OUT_LOOKED_THROUGH)
+    bad = [place for place, loss in suspect.rows(range(looked)) if not math.isfinite(loss)]
+    return f"in {several(bad)}" if bad else f"none of the first {looked} rows alone"
 
 
 def commit(job: Job, progress: Progress) -> None:
@@ -193,9 +355,19 @@ def commit(job: Job, progress: Progress) -> None:
     job.accelerator.wait_for_everyone()
 
 
-def _with_rows(error: DivergedError, examples: StepExamples) -> str:
+def _stop_if_asked(job: Job, progress: Progress, wish: Wish) -> None:
+    if wish.ends:
+        raise wish.stopped(f"stopped after step {progress.step} of {job.plan.total_steps}; a "
+                           "checkpoint was committed. Continue with --resume")
+
+
+def _told(error: NotFinite, causes: Sequence[str], examples: StepExamples, kept: str) -> str:
     places = [str(examples.place(i)) for i in range(min(len(examples), MAX_ROWS_NAMED))]
     more = f" and {len(examples) - len(places)} more" if len(examples) > len(places) else ""
-    return (f"{error}\n    rows of this step: {', '.join(places)}{more}\n"
-            "    lower training.learning_rate, use model.dtype bfloat16 or float32 instead of "
-            "float16, or look at these rows; the last checkpoint is intact")
+    remedy = ("go on from the last checkpoint with --resume, or start again with a lower "
+              "training.learning_rate" if error.what == "weight" else
+              "lower training.learning_rate, use model.dtype bfloat16 or float32 instead of "
+              "float16, look at these rows, or leave such steps out with "
+              "training.skip_nonfinite")
+    return "\n    ".join([str(error), *causes,
+                          f"rows of this step: {', '.join(places)}{more}", f"{remedy}; {kept}"])

@@ -8,7 +8,7 @@ from lorafit.data.sources import Location
 from lorafit.errors import UserError
 from lorafit.recipe.loading import load_recipe, with_paths
 from lorafit.recipe.schema import Recipe
-from lorafit.run_dir import RunDir
+from lorafit.run_dir import RunDir, read_json
 from lorafit.train.checkpoint import Progress
 
 # What a resumed run may change; everything else decides what the weights become.
@@ -16,8 +16,11 @@ MAY_CHANGE_ON_RESUME = {
     "training.steps", "training.epochs", "training.micro_batch_size", "training.eval_every",
     "training.early_stopping", "training.keep", "training.checkpoint_every",
     "training.keep_checkpoints", "training.sample_prompts", "training.sample_tokens",
-    "training.batching", "data.max_eval_rows", "data.workers", "output.dir",
+    "training.batching", "training.skip_nonfinite", "data.max_eval_rows", "data.workers",
+    "output.dir",
 }
+# Versions on which the bits of a result depend.
+_DECIDE_BITS = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
@@ -84,6 +87,43 @@ def refuse_other_data(progress: Progress, fingerprint: str, run: RunDir) -> None
             "the data, the tokenizer or the chat template changed since the run was started",
             str(run.path), "restore the files, or start a new run in another output.dir",
         )
+
+
+def refuse_other_base(run: RunDir, digest: str) -> None:
+    """UserError when the base's files are others than when the run was started."""
+    before = _recorded(run).get("base_digest")
+    if before is not None and before != digest:
+        raise UserError("the files of the base changed since the run was started", str(run.path),
+                        "restore them, or start a new run in another output.dir")
+
+
+def with_base_commit(recipe: Recipe, run: RunDir) -> Recipe:
+    """The recipe with the commit that the base was first loaded at, where it names none."""
+    commit = _recorded(run).get("base_commit")
+    if recipe.model.revision is not None or not commit:
+        return recipe
+    return recipe.model_copy(update={
+        "model": recipe.model.model_copy(update={"revision": commit})})
+
+
+def on_other_versions(run: RunDir, now: dict[str, str]) -> list[str]:
+    """What is remarked where a run goes on under other versions than it was begun with."""
+    before = _recorded(run).get("versions") or {}
+    return [f"the run was begun with {name} {before[name]} and goes on with "
+            f"{now.get(name, 'none')}: not to the bit what an uninterrupted run gives"
+            for name in _DECIDE_BITS if name in before and before[name] != now.get(name)]
+
+
+def _recorded(run: RunDir) -> dict[str, Any]:
+    """record.json, or nothing where a kill came before it was written."""
+    try:
+        values = read_json(run.record)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError):
+        raise UserError("is damaged", str(run.record), "restore it, or remove it: the run then "
+                        "goes on without comparing base and versions") from None
+    return values if isinstance(values, dict) else {}
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

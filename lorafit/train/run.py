@@ -7,7 +7,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,14 @@ from lorafit.data.feed import EpochFeed, Feed
 from lorafit.data.packing import Layout, split_rows
 from lorafit.data.pipeline import make_renderer
 from lorafit.data.stream import StreamFeed
-from lorafit.errors import MachineError, UserError
+from lorafit.errors import LorafitError, MachineError, UserError
 from lorafit.model import base as bases
 from lorafit.model.adapters.add import add_adapter, refuse_misfit
 from lorafit.model.adapters.facts import AdapterFacts, describe
 from lorafit.model.adapters.files import restore_adapter, save_adapter
 from lorafit.model.adapters.starts import Samples
 from lorafit.model.adapters.step_rule import step_rule
+from lorafit.model.base_identity import base_digest
 from lorafit.model.device import device_memory_bytes, find_device
 from lorafit.model.fast.speed_up import FastPath, speed_up
 from lorafit.model.isolation import settle_packing
@@ -44,31 +47,38 @@ from lorafit.recipe.loading import dump_recipe
 from lorafit.recipe.schema import Recipe
 from lorafit.run_dir import (
     RunDir,
-    append_jsonl,
+    clear_left_overs,
     committed_directory,
     damage,
     read_jsonl,
     write_json,
     write_text,
 )
+from lorafit.run_lock import RunLock
 from lorafit.train.checkpoint import (
     Progress,
     load_checkpoint,
     newest_good_checkpoint,
+    refuse_small_disk,
     saved_progress,
     set_aside_damaged,
 )
 from lorafit.train.display import Display, make_display
 from lorafit.train.loop import Job, Plan, run_loop
+from lorafit.train.memory import Fit, fit_of
 from lorafit.train.optimizer import build_optimizer
 from lorafit.train.resume import (
+    on_other_versions,
     refuse_changes,
+    refuse_other_base,
     refuse_other_data,
     with_absolute_paths,
+    with_base_commit,
     with_date,
 )
 from lorafit.train.samples import Sampler
-from lorafit.train.signals import listening
+from lorafit.train.signals import StopRequest
+from lorafit.train.watch import Watch
 
 HELD_OUT_ROWS = 32  # kept in the run directory for verification after export
 
@@ -120,6 +130,8 @@ class Record:
     base_commit: str | None = None
     remarks: list[str] = field(default_factory=list)
     base_sizes: dict[str, int | str] = field(default_factory=dict)
+    base_digest: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,30 +223,76 @@ def _micro_batch_size(recipe: Recipe, batching: str, report: Report, longest_tok
 
 
 def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
-          started_s: float) -> Result:
+          started_s: float, or_start: bool = False, stop: StopRequest | None = None) -> Result:
     """Run a recipe to its end, or go on where it stopped.
 
-    `announce` receives the record once, before the first step, on the main process. `started_s`
-    is the perf_counter of the process's start. Raises the errors of lorafit.errors.
+    `or_start`: begin where there is nothing to resume. `announce` receives the record once, before
+    the first step, on the main process. `started_s` is the perf_counter of the process's start.
+    `stop` is what the process is asked for from outside. Raises the errors of lorafit.errors.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
 
     recipe = with_absolute_paths(recipe)
     run = RunDir(Path(recipe.output.dir))
-    recipe = with_date(recipe, run, resume)
     device, _ = find_device()
-    accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision="no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    display = make_display(accelerator.is_main_process)
-    checkpoint: Path | None = None
-    skipped: list[str] = []
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    with ExitStack() as held:
+        begin = partial(_where_to_begin, recipe, run, resume, or_start, held)
+        resume, checkpoint, skipped = _decided_by_main(accelerator, begin)
+        return _train(accelerator, with_date(recipe, run, resume), run, resume, checkpoint, skipped,
+                      announce, started_s, stop or StopRequest())
+
+
+def _where_to_begin(recipe: Recipe, run: RunDir, resume: bool, or_start: bool,
+                    held: ExitStack) -> tuple[bool, Path | None, list[str]]:
+    """Whether a run is resumed, from which checkpoint, and what a reader should know of it.
+
+    Takes the lock until `held` is closed, and clears away what a killed process left half done.
+    """
+    resume = resume and (run.holds_a_run() or not or_start)
     if resume:
-        refuse_changes(recipe, run)
-        checkpoint, skipped = newest_good_checkpoint(run)
-    accelerator.wait_for_everyone()  # every rank has chosen before one of them renames
+        refuse_changes(with_date(recipe, run, resume), run)
+    else:
+        run.refuse_taken()
+    lock = held.enter_context(RunLock(run))
+    for directory in (run.path, run.checkpoints):
+        clear_left_overs(directory)
+    if not resume:
+        return False, None, []
+    checkpoint, skipped = newest_good_checkpoint(run)
+    if lock.stale is not None:
+        skipped.insert(0, f"{lock.stale}, ended without a word")
+    return True, checkpoint, skipped
+
+
+def _decided_by_main(accelerator: Any, decide: Callable[[], Any]) -> Any:
+    """What the main process decides, on every rank: they must not look at the disk each for
+    itself, while one of them changes it. An error of the main process is everyone's."""
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [decide()]
+        except LorafitError as error:
+            if accelerator.num_processes == 1:
+                raise
+            found = [error]
+    [decided] = broadcast_object_list(found) if accelerator.num_processes > 1 else found
+    if isinstance(decided, LorafitError):
+        raise decided
+    return decided
+
+
+def _train(accelerator: Any, recipe: Recipe, run: RunDir, resume: bool, checkpoint: Path | None,
+           skipped: list[str], announce: Callable[[Record], None], started_s: float,
+           stop: StopRequest) -> Result:
+    display = make_display(accelerator.is_main_process)
+    if resume:
+        recipe = with_base_commit(recipe, run)
+    digest = base_digest(recipe.model.base)
+    if resume and digest is not None:
+        refuse_other_base(run, digest)
     prepared = prepare(recipe, accelerator.num_processes, watch=display.rows_tokenised,
                        feed_state=None if checkpoint is None else saved_progress(checkpoint).feed)
     base = bases.load_base(recipe.model, prepared.decided("model.dtype"),
@@ -256,12 +314,14 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
                           samples=_first_rows(prepared, recipe),
                           start=run.initial_adapter if resume and run.initial_adapter.exists()
                           else None)
+    _same_on_all_ranks(accelerator, adapted)
     optimizer = build_optimizer(adapted.named_parameters(), recipe.training, prepared.device)
     rule = step_rule(adapted)
-    if not resume and accelerator.is_main_process:
-        run.create()
-        _write_inputs(run, recipe, adapted, prepared)
     if accelerator.is_main_process:
+        refuse_small_disk(run, adapted, recipe.training.keep_checkpoints)
+        if not resume:
+            run.create()
+            _write_inputs(run, recipe, prepared)
         _keep_start(run, recipe, adapted)
     accelerator.wait_for_everyone()
 
@@ -284,34 +344,39 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         prepared.device, device_memory_bytes(prepared.device),
         may_run_layers_again=not recipe.adapter.row.why_not_recomputed, offloads=offloads)
     decisions += [recomputation, *settle_offloading(adapted, offloads, prepared.device)]
+    layout = Layout(packing.batching.value, prepared.plan.micro_batch_size,
+                    recipe.data.max_length_tokens, flat=packing.flat)
+    fit, learnt = fit_of(run, layout, prepared.device) if resume else (Fit(), [])
+    versions = _versions()
     record = Record(
         decisions, describe(adapted), prepared.train.as_dict(),
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
         str(prepared.device), accelerator.num_processes, skipped,
         checkpoint.name if checkpoint else None,
         getattr(prepared.config, "_commit_hash", None),
-        [*prepared.remarks, *_on_copies(fast, recomputation)], bases.sizes(prepared.config),
+        [*prepared.remarks, *_on_copies(fast, recomputation), *learnt,
+         *(on_other_versions(run, versions) if resume else [])],
+        bases.sizes(prepared.config), digest, versions,
     )
+    losses = _losses(run, progress) if resume else []
+    accelerator.wait_for_everyone()  # read by all before one of them writes
     if accelerator.is_main_process:
         _keep_record(run, record, progress)
         announce(record)
 
-    module = accelerator.prepare_model(summed_loss, device_placement=False)
     timer = _FirstStep(display, started_s)
-    with listening() as stop:
-        job = Job(
-            accelerator, module, adapted, optimizer, prepared.feed, prepared.held_out,
-            Layout(packing.batching.value, prepared.plan.micro_batch_size,
-                   recipe.data.max_length_tokens, flat=packing.flat),
-            prepared.tokenizer.pad_token_id or 0, recipe.training, prepared.plan, run, timer,
-            Sampler(recipe.training.sample_prompts, make_renderer(recipe.data, prepared.tokenizer),
-                    recipe.training.sample_tokens),
-            stop, rule,
-        )
-        try:
-            progress = run_loop(job, progress)
-        finally:
-            display.stop()
+    stop.is_training = True
+    job = Job(
+        accelerator, summed_loss, adapted, optimizer, prepared.feed, prepared.held_out, layout,
+        prepared.tokenizer.pad_token_id or 0, recipe.training, prepared.plan, run, timer,
+        Sampler(recipe.training.sample_prompts, make_renderer(recipe.data, prepared.tokenizer),
+                recipe.training.sample_tokens),
+        stop, rule, Watch(losses), fit,
+    )
+    try:
+        progress = run_loop(job, progress)
+    finally:
+        display.stop()
     result = Result(
         progress, _kept_step(recipe, progress), time.perf_counter() - started_s,
         timer.first_step_after_s, peak_memory_bytes(prepared.device), prepared.feed.read(),
@@ -321,6 +386,25 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return result
+
+
+@torch.no_grad()
+def _same_on_all_ranks(accelerator: Any, adapted: Any) -> None:
+    """Take the main process's values of all that is trained, should another rank have drawn or
+    computed other ones."""
+    if accelerator.num_processes == 1:
+        return
+    from accelerate.utils import broadcast
+
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.copy_(broadcast(parameter.detach().clone()))
+
+
+def _losses(run: RunDir, progress: Progress) -> list[float]:
+    """Of the steps before the one that a resumed run stands at."""
+    return [line["loss"] for line in read_jsonl(run.metrics)
+            if "loss" in line and line["step"] <= progress.step]
 
 
 def _on_copies(fast: FastPath, recomputation: Decision) -> list[str]:
@@ -374,8 +458,8 @@ def _refuse_too_long(config: Any, longest_tokens: int) -> None:
         )
 
 
-def _write_inputs(run: RunDir, recipe: Recipe, adapted: Any, prepared: Prepared) -> None:
-    write_text(run.recipe, dump_recipe(recipe))
+def _write_inputs(run: RunDir, recipe: Recipe, prepared: Prepared) -> None:
+    """What a run begins with; the recipe last, for it says that there is a run."""
     if recipe.data.chat_template is not None:
         template = resolve_template(recipe.data.chat_template, prepared.tokenizer)
         write_text(run.chat_template, template or "")
@@ -390,6 +474,7 @@ def _write_inputs(run: RunDir, recipe: Recipe, adapted: Any, prepared: Prepared)
                     "supervised": row.supervised.astype(int).tolist()}) + "\n"
         for row in rows
     ))
+    write_text(run.recipe, dump_recipe(recipe))
 
 
 def _keep_start(run: RunDir, recipe: Recipe, adapted: Any) -> None:
@@ -418,8 +503,7 @@ def _first_rows(prepared: Prepared, recipe: Recipe) -> Samples:
     return batches
 
 
-def _keep_record(run: RunDir, record: Record, progress: Progress) -> None:
-    """Write record.json, and cut the logs back to where a resumed run goes on."""
+def _versions() -> dict[str, str]:
     names = ("torch", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes",
              "torchao", "compressed-tensors", "gptqmodel", "optimum")
     versions = {"lorafit": __version__, "python": platform.python_version()}
@@ -428,18 +512,28 @@ def _keep_record(run: RunDir, record: Record, progress: Progress) -> None:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    return versions
+
+
+def _keep_record(run: RunDir, record: Record, progress: Progress) -> None:
+    """Write record.json, and cut the logs back to where a resumed run goes on."""
     values = asdict(record)
-    values["versions"] = versions
     values["machine"] = {"system": platform.platform(), "cpus": os.cpu_count(),
                          "threads": torch.get_num_threads()}
     write_json(run.record, values)
     for log in (run.metrics, run.samples):
-        lines = [line for line in read_jsonl(log) if line["step"] <= progress.step]
-        if progress.step == 0:
-            lines = []
-        write_text(log, "")
-        for line in lines:
-            append_jsonl(log, line)
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_jsonl(log)
+                 if _is_done(line, progress)]
+        write_text(log, "".join(lines))
+
+
+def _is_done(line: dict[str, Any], progress: Progress) -> bool:
+    """Whether a line of a log tells of something that a resumed run does not do again."""
+    if line["step"] == progress.step and progress.evaluation_due:
+        return "loss" in line or "skipped" in line
+    if progress.step == 0 and progress.first_eval_loss is None:
+        return False
+    return line["step"] <= progress.step
 
 
 def _kept_step(recipe: Recipe, progress: Progress) -> int:

@@ -1,29 +1,86 @@
-"""SIGINT and SIGTERM ask for a stop after the current step; a second SIGINT stops at once."""
+"""Requests to stop, or to save and go on: signals and a deadline.
+
+SIGTERM and SIGINT end a run after the optimizer step that is under way, SIGUSR1 commits a
+checkpoint and goes on, and so does `--stop-after` end it. Before the first step, while libraries,
+data and weights are loaded, there is nothing to keep: a signal then ends the process at once, and
+so does a second SIGINT at any time.
+"""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from types import FrameType
+
+from lorafit.errors import DEADLINE_EXIT_CODE, Stopped
+
+_REMEDY = "Continue with --resume"
+
+
+class Wish(IntEnum):
+    """What somebody asks of a run. Ranks that are asked for different things do the largest."""
+
+    NOTHING = 0
+    SAVE = 1
+    DEADLINE = 2
+    INTERRUPT = 3
+    TERMINATE = 4
+
+    @property
+    def ends(self) -> bool:
+        return self > Wish.SAVE
+
+    def stopped(self, where: str) -> Stopped:
+        """The error that ends a run: `where` says how far it got and what was kept."""
+        code = {Wish.DEADLINE: DEADLINE_EXIT_CODE, Wish.INTERRUPT: 128 + signal.SIGINT,
+                Wish.TERMINATE: 128 + signal.SIGTERM}[self]
+        why = "the time of --stop-after is over: " if self is Wish.DEADLINE else ""
+        return Stopped(code, f"{why}{where}")
+
+
+_OF_SIGNAL = {signal.SIGINT: Wish.INTERRUPT, signal.SIGTERM: Wish.TERMINATE}
+if hasattr(signal, "SIGUSR1"):
+    _OF_SIGNAL[signal.SIGUSR1] = Wish.SAVE
 
 
 class StopRequest:
-    """The signal number received, 0 for none. The loop looks at it between steps."""
+    """What this process was asked for. `is_training` says whether the loop looks at it yet.
 
-    def __init__(self) -> None:
-        self.signal_number = 0
+    deadline_s: perf_counter at which the run is to end; None for never.
+    """
+
+    def __init__(self, deadline_s: float | None = None) -> None:
+        self.is_training = False
+        self._deadline_s = deadline_s
+        self._asked = Wish.NOTHING
+
+    @property
+    def wish(self) -> Wish:
+        if self._deadline_s is not None and time.perf_counter() >= self._deadline_s:
+            return max(self._asked, Wish.DEADLINE)
+        return self._asked
+
+    def saved(self) -> None:
+        """A checkpoint was committed, so that it is no longer asked for."""
+        if self._asked is Wish.SAVE:
+            self._asked = Wish.NOTHING
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.signal_number == signal.SIGINT:
+        asked = _OF_SIGNAL[signal.Signals(number)]
+        if asked is Wish.INTERRUPT is self._asked:
             raise KeyboardInterrupt
-        self.signal_number = number
+        # Kept even when it ends the process here: an exception is lost where nobody may raise one.
+        self._asked = max(self._asked, asked)
+        if asked.ends and not self.is_training:
+            raise asked.stopped("stopped before the first step")
 
 
 @contextmanager
-def listening() -> Iterator[StopRequest]:
+def listening(deadline_s: float | None = None) -> Iterator[StopRequest]:
     """Install the handlers, and put the old ones back afterwards."""
-    request = StopRequest()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, request.handle) for number in numbers}
+    request = StopRequest(deadline_s)
+    before = {number: signal.signal(number, request.handle) for number in _OF_SIGNAL}
     try:
         yield request
     finally:

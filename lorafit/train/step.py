@@ -5,19 +5,24 @@ tokens of the step (their number, where no message has a weight of its own), so 
 of micro-batches nor the number of ranks changes the result.
 Dividing the gradients last (they belong to the adapter and are small) has a second use: the
 backward pass of a float16 base runs at the size of a sum, which does not underflow.
+Ranks meet once, after all micro-batches, so one that runs out of memory can begin again alone.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorafit.data.batches import Batch
 from lorafit.errors import DivergedError
 from lorafit.model.adapters.step_rule import StepRule
+from lorafit.train.memory import free_memory, ran_out_of_memory
+from lorafit.train.signals import Wish
+
+_BUCKET_NUMBERS = 1 << 24  # gradients that are summed over ranks at once: 64 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class StepResult:
     """What a step did. `loss` is in nats per supervised token; counts are over all ranks.
 
     grad_norm: Euclidean norm before clipping. tokens: without padding; computed_tokens: with it.
-    stop_signal: the highest signal number that a rank has received, 0 for none.
+    wish: the largest that a rank was asked for.
     """
 
     loss: float
@@ -33,63 +38,74 @@ class StepResult:
     supervised_tokens: int
     tokens: int
     computed_tokens: int
-    stop_signal: int
+    wish: Wish
+
+
+class NotFinite(DivergedError):
+    """A number of a step is not finite, and nothing was changed. what: loss, gradient or weight.
+
+    Raised on every rank, with the gradients still there. wish: as in StepResult.
+    """
+
+    def __init__(self, what: str, step: int, value: float, wish: Wish) -> None:
+        self.what, self.wish = what, wish
+        said = {"loss": f"the loss of step {step + 1} is {value}",
+                "gradient": f"the gradient norm of step {step + 1} is {value}",
+                "weight": f"a weight is not finite before step {step + 1}"}[what]
+        super().__init__(f"{said}; no weight was changed")
 
 
 def train_step(
     accelerator: Any, module: nn.Module, optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[Batch], *, step: int, learning_rate: float, seed: int,
-    max_grad_norm: float | None, stop_signal: int = 0, rule: StepRule | None = None,
-    meanwhile: Callable[[], None] = lambda: None,
+    max_grad_norm: float | None, wish: Callable[[], Wish] = lambda: Wish.NOTHING,
+    rule: StepRule | None = None, meanwhile: Callable[[], None] = lambda: None,
+    smaller: Callable[[], Sequence[Batch]] | None = None,
 ) -> StepResult:
     """Forward, backward and update over this rank's micro-batches of step `step` (from 0).
 
-    Raises DivergedError, before any weight is touched, when the loss or the gradient is not
-    finite. `module` returns the summed loss of a micro-batch. `rule` is what the
-    adapter's method does beside the update. `meanwhile` is called once all of the backward pass is
-    under way, before the one place where this process waits for the device.
+    `module` returns the summed loss of a micro-batch. `rule` is what the adapter's method does
+    beside the update. `meanwhile` is called once all of the backward pass is under way, before the
+    one place where this process waits for the device. `wish` is asked there, so that what arrives
+    during a step counts in it. `smaller` gives the same rows in smaller micro-batches, after this
+    rank ran out of memory; without it the error is raised. Raises NotFinite, before any weight is
+    touched, when the loss, a gradient or a weight is not finite.
     """
     device = accelerator.device
-    loss_sum = torch.zeros((), dtype=torch.float32, device=device)
-    for k, batch in enumerate(micro_batches):
-        # Dropout depends on the step and the micro-batch's place in it alone: an interruption,
-        # an evaluation in between or another number of ranks changes nothing.
-        position = k * accelerator.num_processes + accelerator.process_index
-        torch.manual_seed(stream_seed(seed, step, position))
-        inputs = batch.to(device).inputs
-        if k + 1 < len(micro_batches):
-            with accelerator.no_sync(module):
-                loss = module(**inputs)
-                accelerator.backward(loss)
-        else:
-            loss = module(**inputs)
-            accelerator.backward(loss)
-        loss_sum += loss.detach()
+    while (loss_sum := backward(accelerator, module, micro_batches, step, seed,
+                                may_fail=smaller is not None)) is None:
+        assert smaller is not None
+        optimizer.zero_grad()
+        free_memory(device)
+        micro_batches = smaller()
     meanwhile()
 
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     wide = torch.float32 if device.type == "mps" else torch.float64
     counts = torch.tensor(
         [(b.loss_weight, b.supervised_tokens, b.tokens, b.computed_tokens) for b in micro_batches],
         dtype=wide, device=device)
-    totals = torch.cat([loss_sum.to(wide)[None], counts.sum(dim=0)])
+    asked = wish()
+    wishes = torch.tensor([asked is each for each in Wish], dtype=wide, device=device)
+    totals = torch.cat([loss_sum.to(wide)[None], _largest(parameters).to(wide)[None],
+                        counts.sum(dim=0), wishes])
     totals = accelerator.reduce(totals, reduction="sum")
-    signals = accelerator.gather(torch.tensor([stop_signal], device=device))
-    total_loss, weight, supervised_tokens, tokens, computed_tokens = totals.tolist()
+    _sum_over_ranks(accelerator, parameters)
+    total_loss, largest, weight, supervised_tokens, tokens, computed_tokens, *wished = \
+        totals.tolist()
     weight = weight or 1.0  # nothing supervised: the loss and every gradient are 0
+    asked = max(each for each, ranks in zip(Wish, wished, strict=True) if ranks)
 
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    # Data-parallel engines average over ranks; the mean over tokens is wanted instead.
-    torch._foreach_mul_(gradients, accelerator.num_processes / weight)
+    torch._foreach_mul_(gradients, 1 / weight)
     if rule is not None:
         rule.add_gradients()
     limit = float("inf") if max_grad_norm is None else max_grad_norm
     grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
     loss_per_token = total_loss / weight
-    for name, value in (("loss", loss_per_token), ("gradient norm", grad_norm)):
+    for what, value in (("weight", largest), ("loss", loss_per_token), ("gradient", grad_norm)):
         if not torch.isfinite(torch.tensor(value)):
-            optimizer.zero_grad()
-            raise DivergedError(f"the {name} of step {step + 1} is {value}; no weight was changed")
+            raise NotFinite(what, step, value, asked)
 
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("rate_factor", 1.0)
@@ -98,7 +114,75 @@ def train_step(
         rule.after_update(step + 1)
     optimizer.zero_grad()
     return StepResult(loss_per_token, grad_norm, int(supervised_tokens), int(tokens),
-                      int(computed_tokens), int(signals.max()))
+                      int(computed_tokens), asked)
+
+
+def backward(accelerator: Any, module: nn.Module, micro_batches: Sequence[Batch], step: int,
+             seed: int, *, may_fail: bool) -> Tensor | None:
+    """Gradients of this rank's micro-batches, and the sum of their losses, a float32 scalar.
+
+    None where `may_fail` and memory ran out: what the gradients hold is then of no use.
+    """
+    device = accelerator.device
+    loss_sum = torch.zeros((), dtype=torch.float32, device=device)
+    try:
+        for k, batch in enumerate(micro_batches):
+            # Dropout depends on the step and the micro-batch's place in it alone: an interruption,
+            # an evaluation in between or another number of ranks changes nothing.
+            position = k * accelerator.num_processes + accelerator.process_index
+            torch.manual_seed(stream_seed(seed, step, position))
+            loss = module(**batch.to(device).inputs)
+            accelerator.backward(loss)
+            loss_sum += loss.detach()
+    except (RuntimeError, MemoryError) as error:
+        if not (may_fail and ran_out_of_memory(error)):
+            raise
+        return None
+    return loss_sum
+
+
+@torch.no_grad()
+def _largest(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The largest magnitudes of all parameters, added up: not finite if one of their numbers is
+    not."""
+    norms = torch._foreach_norm([p for p in parameters if p.numel()], float("inf"))
+    return torch.stack([norm.float() for norm in norms]).sum()
+
+
+@torch.no_grad()
+def _sum_over_ranks(accelerator: Any, parameters: Sequence[nn.Parameter]) -> None:
+    """Put the sum over ranks into every gradient.
+
+    One that no rank has (an expert that no token reached) stays away everywhere, as on one rank.
+    """
+    if accelerator.num_processes == 1:
+        return
+    held = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
+    held = accelerator.reduce(held, reduction="sum")
+    shared = [p for p, ranks in zip(parameters, held.tolist(), strict=True) if ranks]
+    for p in shared:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    for bucket in _buckets(shared):
+        gradients = [p.grad for p in bucket if p.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        flat = accelerator.reduce(flat, reduction="sum")
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient
+                                         in zip(parts, gradients, strict=True)])
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Neighbours of one number format, up to _BUCKET_NUMBERS together."""
+    bucket: list[nn.Parameter] = []
+    for p in parameters:
+        is_full = sum(each.numel() for each in bucket) + p.numel() > _BUCKET_NUMBERS
+        if bucket and (is_full or p.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(p)
+    if bucket:
+        yield bucket
 
 
 def stream_seed(seed: int, step: int, position: int) -> int:

@@ -27,12 +27,13 @@ class Setting:
 @dataclass
 class Tally:
     """What came out. problems: a line for each time that it was not as it must be. remarks:
-    figures to be said beside the count."""
+    figures to be said beside the count. there_are: cases in all, where a row can ask every one."""
 
     asked: int = 0
     passed: int = 0
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    there_are: int | None = None
 
     def count(self, problem: str | None) -> None:
         """Count one that was asked: None where it was as it must be."""
@@ -48,9 +49,9 @@ class Row:
     """One line of the table.
 
     name: on the command line. title: what was done. must: what has to come out. times: how often
-    it is asked for the table; times_in_tests: in the test suite, in seconds. ask: does it so many
-    times. of_peer: the same with a plain script of transformers' Trainer and peft, where that
-    makes sense.
+    it is asked for the table (every case, where there are fewer); times_in_tests: in the test
+    suite, in seconds. ask: does it so many times. of_peer: the same with a plain script of
+    transformers' Trainer and peft, where that makes sense.
     """
 
     name: str

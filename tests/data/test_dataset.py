@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from lorafit.data import cache
 from lorafit.data.dataset import TokenisedData, read_data
 from lorafit.data.examples import Exchange, Passage
-from lorafit.data.reading import check_source, sources_of
+from lorafit.data.first_look import LOOK_ROWS, look_at
 from lorafit.errors import MachineError, UserError
 from lorafit.model.base import TINY
 from lorafit.recipe.schema import Data
@@ -256,27 +256,38 @@ def test_rows_that_may_be_dropped_may_be_the_first(
     path = tmp_path / "rows.jsonl"
     path.write_text(first + '\n{"text": "fine"}\n{"text": ""}\n', encoding="utf-8")
     data = Data(train=str(path), checks={"unusable": "drop"})
-    for source in sources_of(data, "train"):
-        check_source(source)
+    assert look_at(data) == []
     rows, _ = read_data(data, tokenizer, 0)
     assert lines(rows) == [2]
     assert rows.report.rows_read == 3
-    [source] = sources_of(Data(train=str(path)), "train")
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: "):
-        check_source(source)
+    problems = look_at(Data(train=str(path)))
+    assert str(problems[0]).startswith(f"{path}:1: ")
 
 
-def test_the_cheap_check_looks_at_the_first_rows_only(tmp_path: Path, tokenizer: Any) -> None:
+def test_the_first_look_goes_so_far_and_the_reading_to_the_end(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lorafit.data.first_look.LOOK_S", 60.0)  # rows decide
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "t"}\n' * 100 + '{"other": 1}\n')
+    path.write_text('{"text": "t"}\n' * LOOK_ROWS + '{"other": 1}\n')
     data = Data(train=str(path), checks=ALL_ALLOWED)
-    [source] = sources_of(data, "train")
-    check_source(source)
-    with pytest.raises(UserError, match=r"rows\.jsonl:101: the row lacks the column text"):
+    assert look_at(data) == []
+    with pytest.raises(UserError, match=rf"rows\.jsonl:{LOOK_ROWS + 1}: the row lacks the column"):
         read_data(data, tokenizer, 0)
-    path.write_text('{"text": "t"}\n' * 99 + '{"other": 1}\n')
-    with pytest.raises(UserError, match=r"rows\.jsonl:100: the row lacks the column text"):
-        check_source(source)
+    path.write_text('{"text": "t"}\n' * (LOOK_ROWS - 1) + '{"other": 1}\n')
+    found, _ = look_at(data)
+    assert str(found).startswith(f"{path}:{LOOK_ROWS}: the row lacks the column text")
+    assert look_at(data.model_copy(update={"max_rows": 200})) == []
+
+
+def test_the_first_look_finds_what_is_wrong_with_every_source(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "t"}\n{"text": 5}\n')
+    (tmp_path / "held.csv").write_text("text\nfine\na,b\n")
+    data = Data(train=[str(rows), str(tmp_path / "none.json")], eval=str(tmp_path / "held.csv"))
+    found = look_at(data)
+    assert [problem.where.rpartition("/")[2] for problem in found if problem.where] == [
+        "rows.jsonl:2", "none.json", "held.csv:3"]
 
 
 # ---- checks

@@ -80,7 +80,7 @@ def test_a_stopped_run_says_from_where_it_goes_on_and_how(stopped: Path) -> None
 
 
 def test_without_an_intact_checkpoint_it_starts_over(stopped: Path, problems: Problems) -> None:
-    for path in (stopped / "checkpoints").iterdir():
+    for path in (stopped / "checkpoints").glob("step-*"):
         (path / "state.json").write_text("{}")
     examination = RunExamination(stopped)
     assert len(problems(examination)) == 3
@@ -402,6 +402,7 @@ def test_the_file_that_names_the_newest_checkpoint(stopped: Path, problems: Prob
     from lorafit.run_dir import sha256
 
     latest = stopped / "checkpoints/latest"
+    assert problems(RunExamination(stopped)) == {}
     latest.write_text(f"step-00000006 {sha256(stopped / NEWEST / 'manifest.json')}\n")
     assert problems(RunExamination(stopped)) == {}
     for text, said in (("step-00000006", "is damaged"),

@@ -43,7 +43,7 @@ def test_a_bad_row_that_comes_late_loses_nothing(make_recipe, train, chat_file, 
         "steps": 20, "batch_size": 100, "micro_batch_size": 100, "checkpoint_every": 100})
     with pytest.raises(UserError, match=r"late\.jsonl:1301: messages is no list"):
         train(recipe)
-    [checkpoint] = RunDir(Path(recipe.output.dir)).list_checkpoints()
+    checkpoint = RunDir(Path(recipe.output.dir)).list_checkpoints()[-1]
     done = int(checkpoint.name.rpartition("-")[2])
     assert done == len(losses(Path(recipe.output.dir))) > 0
 

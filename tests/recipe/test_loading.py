@@ -148,8 +148,8 @@ def test_missing_sections_are_each_named_with_what_they_are(write: Write) -> Non
     ("training: {sample_prompts: [1]}", "training.sample_prompts.0: must be a string, not 1",
      "put the value in quotes"),
     ("training: {learning_rate: -1}", "training.learning_rate: must be greater than 0, ", ""),
-    ("adapter: null", "adapter: must be a dictionary", ""),
-    ("adapter: 5", "adapter: must be a dictionary", ""),
+    ("adapter: null", "adapter: must be a mapping of keys", ""),
+    ("adapter: 5", "adapter: must be a mapping of keys", ""),
 ])
 def test_a_wrong_value_is_named_with_key_line_and_what_was_given(
     write: Write, line: str, what: str, remedy: str,
@@ -261,7 +261,8 @@ def test_a_combination_that_cannot_work_is_refused(write: Write, lines: str, wor
 ])
 def test_a_name_that_no_file_can_have_is_refused(write: Write, key: str, value: str) -> None:
     [problem] = problems(write(MINIMAL), f"{key}={value}")
-    assert problem.startswith(f"--set {key}={value}: {key}")
+    assert problem.startswith(f"--set {key}={value}"[:400])  # longer ones are cut in the middle
+    assert f": {key}" in problem
 
 
 @pytest.mark.parametrize(("text", "what"), [

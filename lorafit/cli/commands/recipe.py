@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lorafit.cli.app import STARTED_S, Overrides, RecipePath, app
+from lorafit.cli.durations import duration_s
 
 
 @app.command()
@@ -15,6 +16,13 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(
         "--resume", help="Go on from the newest intact checkpoint of the run.")] = False,
+    or_start: Annotated[bool, typer.Option(
+        "--auto-resume", help="Go on like --resume where there is a run in output.dir, else start "
+        "it: one command for a job that is queued again after each interruption.")] = False,
+    stop_after: Annotated[str | None, typer.Option(
+        metavar="TIME", show_default=False,
+        help="Commit a checkpoint and end, with exit code 6, once this process has run so long: "
+        "90s, 45m, 3h, 2h30m. Leave time for a step and for saving.")] = None,
     processes: Annotated[int | None, typer.Option(
         "--num-processes", min=1, show_default=False,
         help="Ranks to train on; all GPUs, or 1 on a CPU, if left out.")] = None,
@@ -24,12 +32,15 @@ def train(
 ) -> None:
     """Train an adapter as a recipe says.
 
-    Also works when started by `accelerate launch -m lorafit train …` or torchrun.
+    Also works when started by `accelerate launch -m lorafit train …` or torchrun. SIGTERM and
+    Ctrl-C finish the step that is under way, commit a checkpoint and end; SIGUSR1 commits one and
+    goes on; a second Ctrl-C ends at once.
     """
     from lorafit.cli.verbs import recipe as verbs
 
-    verbs.train(recipe_path, overrides or [], resume=resume, processes=processes, smoke=smoke,
-                started_s=STARTED_S)
+    verbs.train(recipe_path, overrides or [], resume=resume, or_start=or_start,
+                stop_after_s=None if stop_after is None else duration_s(stop_after),
+                processes=processes, smoke=smoke, started_s=STARTED_S)
 
 
 @app.command()

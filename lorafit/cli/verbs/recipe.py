@@ -9,44 +9,53 @@ from typing import Any
 from lorafit import libraries
 from lorafit.cli import show
 from lorafit.cli.before import check_cheaply, on_hub, refuse_taken_json, settle_hub
-from lorafit.data.reading import Given, shape_of
+from lorafit.data.given import Given, shape_of
 from lorafit.data.sources import Location
 from lorafit.errors import Problem, UserError
-from lorafit.launch import is_main_rank, launch, started_by_a_launcher
+from lorafit.launch import end_with_launcher, is_main_rank, launch, started_by_a_launcher
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Model, Recipe
 from lorafit.recipe.starter import starter_recipe
 from lorafit.run_dir import RunDir, refuse_target, write_text
+from lorafit.train.signals import StopRequest, listening
 
 
-def train(recipe_path: Path, overrides: list[str], *, resume: bool, processes: int | None,
-          smoke: bool, started_s: float) -> None:
-    recipe = load_recipe(recipe_path, overrides)
-    if smoke:
-        _smoke(recipe, started_s)
-        return
-    run = RunDir(Path(recipe.output.dir))
-    if not started_by_a_launcher():
-        check_cheaply(recipe, run, resume)
-    settle_hub(recipe)
-    if not started_by_a_launcher():
-        from lorafit.model.device import gpu_count
-
-        gpus = gpu_count()
-        ranks = processes or max(1, gpus)
-        if 0 < gpus < ranks:
-            raise UserError(f"{ranks} processes for {gpus} GPUs", "--num-processes",
-                            f"use at most {gpus}")
-        if ranks > recipe.training.batch_size:
-            raise UserError(f"{ranks} processes for a batch of {recipe.training.batch_size}",
-                            "training.batch_size", "raise it, or use --num-processes")
-        if ranks > 1:
-            code = launch(sys.argv[1:], ranks)
-            if code:
+def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bool,
+          stop_after_s: float | None, processes: int | None, smoke: bool, started_s: float) -> None:
+    # From here on: while libraries are loaded, a signal ends the process with the documented code.
+    with listening(None if stop_after_s is None else started_s + stop_after_s) as stop:
+        recipe = load_recipe(recipe_path, overrides)
+        if smoke:
+            _smoke(recipe, stop, started_s)
+        elif started_by_a_launcher():
+            end_with_launcher()
+            settle_hub(recipe)
+            _train_here(recipe, resume or or_start, or_start, stop, started_s)
+        else:
+            run = RunDir(Path(recipe.output.dir))
+            check_cheaply(recipe, run, resume or (or_start and run.holds_a_run()))
+            settle_hub(recipe)
+            ranks = _ranks(recipe, processes)
+            if ranks == 1:
+                _train_here(recipe, resume or or_start, or_start, stop, started_s)
+            elif code := launch(sys.argv[1:], ranks):
                 sys.exit(code)
-            return
-    _train_here(recipe, resume, started_s)
+
+
+def _ranks(recipe: Recipe, asked: int | None) -> int:
+    """How many processes train. UserError for more than there are devices or rows."""
+    from lorafit.model.device import gpu_count
+
+    gpus = gpu_count()
+    ranks = asked or max(1, gpus)
+    if 0 < gpus < ranks:
+        raise UserError(f"{ranks} processes for {gpus} GPUs", "--num-processes",
+                        f"use at most {gpus}")
+    if ranks > recipe.training.batch_size:
+        raise UserError(f"{ranks} processes for a batch of {recipe.training.batch_size}",
+                        "training.batch_size", "raise it, or use --num-processes")
+    return ranks
 
 
 def check(recipe_path: Path, overrides: list[str]) -> None:
@@ -214,16 +223,18 @@ def _run_name(data: Path) -> str:
     return "run"
 
 
-def _train_here(recipe: Recipe, resume: bool, started_s: float) -> None:
+def _train_here(recipe: Recipe, resume: bool, or_start: bool, stop: StopRequest,
+                started_s: float) -> None:
     from lorafit.train.run import train as run_training
 
-    result = run_training(recipe, resume=resume, started_s=started_s,
+    result = run_training(recipe, resume=resume, or_start=or_start, stop=stop,
+                          started_s=started_s,
                           announce=lambda record: show.record(recipe, record))
     if is_main_rank():
         show.finished(recipe, result)
 
 
-def _smoke(recipe: Recipe, started_s: float) -> None:
+def _smoke(recipe: Recipe, stop: StopRequest, started_s: float) -> None:
     """The recipe on stand-ins: train, merge and export in a temporary folder."""
     import tempfile
 
@@ -236,7 +247,7 @@ def _smoke(recipe: Recipe, started_s: float) -> None:
     with tempfile.TemporaryDirectory(prefix="lorafit-smoke-") as folder:
         os.environ["LORAFIT_CACHE"] = f"{folder}/cache"
         small = smoke_recipe(recipe, Path(folder), reachable)
-        _train_here(small, False, started_s)
+        _train_here(small, False, False, stop, started_s)
         source = open_adapter(Path(small.output.dir))
         ran = ["training"]
         if small.adapter.row.merges:

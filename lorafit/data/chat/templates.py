@@ -22,10 +22,10 @@ def resolve_template(value: str | None, tokenizer: Any) -> str | None:
     """The template that `data.chat_template` means, as text; None when there is none at all.
 
     In this order: the tokenizer's own where `value` is None, the template itself, the name of one
-    of the tokenizer's, the name of one that comes with lorafit, the path of a file. UserError that
-    lists the names when nothing fits.
+    of the tokenizer's, the name of one that comes with lorafit, the path of a file. Without a
+    tokenizer (None) it has no templates. UserError that lists the names when nothing fits.
     """
-    own = tokenizer.chat_template
+    own = None if tokenizer is None else tokenizer.chat_template
     named: dict[str, str] = own if isinstance(own, dict) else {}
     if value is None:
         if named and "default" not in named:

@@ -137,7 +137,9 @@ def _latest(section: Section, run: RunDir, seen: Seen) -> Iterator[Finding]:
     name, digest = match.groups()
     manifest = run.checkpoints / name / MANIFEST
     if not manifest.exists():
-        if name not in seen.damaged:
+        # Killed between the two renames of a checkpoint that is written again: it comes back.
+        returns = (run.checkpoints / f".{name}.replaced").exists()
+        if name not in seen.damaged and not returns:
             yield section.problem("latest", f"names {name}, which is not there", remedy)
     elif hashlib.sha256(manifest.read_bytes()).hexdigest() != digest and name not in seen.damaged:
         yield section.problem("latest", f"names another {name} than there is", remedy)

@@ -8,7 +8,6 @@ from typing import Any
 
 from lorafit.doctor.finding import Finding, Section
 from lorafit.doctor.run.seen import Seen
-from lorafit.errors import UserError
 from lorafit.run_dir import RunDir
 
 
@@ -65,16 +64,11 @@ def examine_standing(run: RunDir, seen: Seen) -> Iterator[Finding]:
 
 def _inputs(section: Section, recipe: Any) -> Iterator[Finding]:
     """Base and data, which are not kept in the run."""
-    from lorafit.data.reading import check_source, sources_of
+    from lorafit.data.first_look import look_at
 
-    for given in [*sources_of(recipe.data, "train"), *sources_of(recipe.data, "eval")]:
-        if given.location.is_hub:
-            continue
-        try:
-            check_source(given)
-        except UserError as error:
-            yield section.warning("data", f"{given.name}: {error.problems[0].what}",
-                                  "--resume needs it as it was; put it back")
+    for problem in look_at(recipe.data):
+        yield section.warning("data", f"{problem.where}: {problem.what}",
+                              "--resume needs it as it was; put it back")
     base = recipe.model.base
     if base.startswith(("/", "~", ".")) and not Path(base).expanduser().exists():
         yield section.warning("base", f"{base} is not there", "--resume needs it; put it back")
