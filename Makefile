@@ -54,7 +54,7 @@ docs: $(VENV)/.dev
 	$(BIN)/lorafit schema --markdown > docs/recipe.md
 	$(BIN)/lorafit schema > docs/recipe.schema.json
 	LORAFIT_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/data/test_templates.py tests/methods/test_methods_page.py \
-	  tests/methods/test_methods_page.py
+	  tests/methods/test_methods_page.py tests/doctor/test_tested_versions.py
 
 docs-check: $(VENV)/.runtime
 	@$(BIN)/lorafit schema --markdown | diff -u docs/recipe.md - \

@@ -10,7 +10,7 @@ another machine, a process watches whether the file is still being touched.
 import getpass
 import json
 import os
-import socket
+import platform
 import sys
 import threading
 import time
@@ -50,7 +50,7 @@ class Holder:
             user = getpass.getuser()
         except (KeyError, OSError):  # a container without a name for its user
             user = str(os.getuid()) if hasattr(os, "getuid") else "?"
-        return cls(os.getpid(), socket.gethostname(), user, time.time(), sys.argv)
+        return cls(os.getpid(), platform.node(), user, time.time(), sys.argv)
 
 
 class RunLock:
@@ -80,7 +80,7 @@ class RunLock:
                                "directory with --set output.dir=DIR") from None
         try:
             self.stale = holder_of(run)
-            if self.stale is not None and self.stale.host != socket.gethostname() \
+            if self.stale is not None and self.stale.host != platform.node() \
                     and self._is_touched():
                 raise self._taken(self.stale)
             write_json(run.running, asdict(Holder.this()))
@@ -137,7 +137,7 @@ class RunLock:
 
 def _is_dead(holder: Holder | None) -> bool:
     """Whether the process was on this machine and is gone."""
-    if holder is None or holder.host != socket.gethostname():
+    if holder is None or holder.host != platform.node():
         return False
     try:
         os.kill(holder.pid, 0)

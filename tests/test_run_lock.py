@@ -2,8 +2,8 @@
 
 import json
 import os
+import platform
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -70,7 +70,7 @@ def test_another_machine_that_still_touches_its_file_is_waited_for_and_refused(
     monkeypatch.setattr(run_lock, "BEAT_S", 0.2)
     run = RunDir(tmp_path)
     run.recipe.write_text("")
-    elsewhere = replace(Holder.this(), host=f"not-{socket.gethostname()}")
+    elsewhere = replace(Holder.this(), host=f"not-{platform.node()}")
     write_json(run.running, asdict(elsewhere))
     touch = subprocess.Popen([sys.executable, "-c", "import os, sys, time\nwhile True:\n"
                               "    os.utime(sys.argv[1])\n    time.sleep(0.1)", run.running])

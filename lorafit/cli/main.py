@@ -19,7 +19,8 @@ import lorafit.cli.commands.run
 import lorafit.cli.commands.evaluate
 import lorafit.cli.commands.artifact
 import lorafit.cli.commands.serve
-import lorafit.cli.commands.cache  # noqa: F401
+import lorafit.cli.commands.cache
+import lorafit.cli.commands.doctor  # noqa: F401
 # isort: on
 
 

@@ -55,6 +55,7 @@ from lorafit.run_dir import (
     write_text,
 )
 from lorafit.run_lock import RunLock
+from lorafit.secrets import without_secrets
 from lorafit.train.checkpoint import (
     Progress,
     load_checkpoint,
@@ -231,16 +232,31 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     `stop` is what the process is asked for from outside. Raises the errors of lorafit.errors.
     """
     from accelerate import Accelerator
+    from accelerate.utils import GradientAccumulationPlugin
 
     recipe = with_absolute_paths(recipe)
     run = RunDir(Path(recipe.output.dir))
     device, _ = find_device()
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    refuse_other_engines()
+    # Told here, because accelerate otherwise takes it from the environment and divides by it.
+    once = GradientAccumulationPlugin(num_steps=1)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no",
+                              gradient_accumulation_plugin=once)
     with ExitStack() as held:
         begin = partial(_where_to_begin, recipe, run, resume, or_start, held)
         resume, checkpoint, skipped = _decided_by_main(accelerator, begin)
         return _train(accelerator, with_date(recipe, run, resume), run, resume, checkpoint, skipped,
                       announce, started_s, stop or StopRequest())
+
+
+def refuse_other_engines() -> None:
+    """UserError when the environment asks accelerate for an engine that is not supported, as
+    `accelerate launch` with a configuration of it does: it would be taken silently."""
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
+            raise UserError(f"{name} is not supported: each rank holds the whole base",
+                            f"ACCELERATE_USE_{name}",
+                            "unset it, or choose a plain configuration of accelerate")
 
 
 def _where_to_begin(recipe: Recipe, run: RunDir, resume: bool, or_start: bool,
@@ -518,7 +534,7 @@ def _keep_record(run: RunDir, record: Record, progress: Progress) -> None:
     values = asdict(record)
     values["machine"] = {"system": platform.platform(), "cpus": os.cpu_count(),
                          "threads": torch.get_num_threads()}
-    write_json(run.record, values)
+    write_json(run.record, without_secrets(values))
     for log in (run.metrics, run.samples):
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in read_jsonl(log)
                  if _is_done(line, progress)]
