@@ -14,9 +14,11 @@ from lorafit.recipe.schema import Data, Model, Recipe
 from lorafit.run_dir import RunDir, refuse_target
 
 
-def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
+def check_cheaply(recipe: Recipe, run: RunDir, resume: bool, *, checks: bool = True) -> None:
     """What can be known to be wrong in milliseconds, before anything heavy is imported.
 
+    checks: refuse what the recipe's checks of rows object to; `preview` shows that instead,
+    and `bench` needs rows of any kind.
     UserError with everything that was found.
     """
     problems: list[Problem] = []
@@ -27,7 +29,7 @@ def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
             problems += error.problems
     problems += [problem for problem in (_base_problem(recipe.model.base),
                                          _template_problem(recipe.data.chat_template)) if problem]
-    problems += look_at(recipe.data)
+    problems += look_at(recipe.data, checks=checks)
     if problems:
         raise UserError(problems=problems)
 
