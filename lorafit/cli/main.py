@@ -1,12 +1,16 @@
 """`lorafit VERB …`: arguments in, exit code out."""
 
 import sys
+import traceback
+from types import TracebackType
 
 import typer
 
 from lorafit.cli import stdio
 from lorafit.cli.app import app
+from lorafit.data.examples import BadRow
 from lorafit.errors import LorafitError
+from lorafit.secrets import redacted
 
 # Each puts its verbs on app; --help lists them in this order.
 # isort: off
@@ -27,6 +31,7 @@ _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote p
 def main() -> None:
     """Run the command line; the process ends with one of errors.EXIT_CODES."""
     stdio.settle()
+    sys.excepthook = _show_bug
     sys.exit(_run())
 
 
@@ -38,8 +43,11 @@ def _run() -> int:
     except LorafitError as error:
         # Every rank finds the same mistake; one of them says so.
         if is_main_rank():
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {redacted(str(error))}", file=sys.stderr)
         return error.exit_code
+    except BadRow as bad:  # a template or a row that a verb met where there is but one
+        print(f"error: {redacted(bad.what)}\n    {redacted(bad.remedy)}", file=sys.stderr)
+        return 2
     except typer.Abort:
         return 130
     except KeyboardInterrupt:
@@ -49,10 +57,16 @@ def _run() -> int:
             error.show()
             return int(error.exit_code)
         if (message := _machine_trouble(error)) is not None:
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {redacted(message)}", file=sys.stderr)
             return 3
         raise
     return result if isinstance(result, int) else 0
+
+
+def _show_bug(kind: type[BaseException], error: BaseException,
+              trace: TracebackType | None) -> None:
+    """The traceback of a bug, without passwords and tokens that are in its messages."""
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _machine_trouble(error: Exception) -> str | None:

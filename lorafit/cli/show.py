@@ -54,6 +54,16 @@ def record(recipe: Recipe, record: Any) -> None:
     console.print(_decisions(record.decisions))
 
 
+def foreign_code(source: str, files: list[str], digest: str) -> None:
+    """What `model.trust_remote_code` lets run, before it does."""
+    console.print(f"code      model.trust_remote_code is set: Python programs of {source} run as "
+                  "you, with your files and your tokens:", markup=False)
+    for file in files:
+        console.print(f"{'':<9} {file}", markup=False)
+    console.print(f"{'':<9} SHA-256 of them all: {digest[:16]}; other code is refused until you "
+                  "allow it too", markup=False)
+
+
 def finished(recipe: Recipe, result: Any) -> None:
     """How training ended, where everything is, and what to type next."""
     from lorafit.train.display import duration

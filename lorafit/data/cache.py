@@ -17,12 +17,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lorafit.cache_dir import REMEDY as _REMEDY
+from lorafit.cache_dir import cache_directory
 from lorafit.errors import MachineError
 from lorafit.run_dir import committed_directory, write_json
 
 ENTRY = "entry.json"  # what the command lists
-_REMEDY = ("make room (lorafit cache --help), or set the environment variable LORAFIT_CACHE to "
-           "another directory")
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,6 @@ class Entry:
     tokens: int
     size_bytes: int
     used_s: float
-
-
-def cache_directory() -> Path:
-    """`$LORAFIT_CACHE`, or `lorafit` in the user's cache directory. MachineError when there is no
-    home directory, as in some containers."""
-    given = os.environ.get("LORAFIT_CACHE")
-    try:
-        if given:
-            return Path(given).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorafit"
-    except RuntimeError:
-        raise MachineError(f"{given or '~/.cache'}: there is no such home directory\n    set the "
-                           "environment variable LORAFIT_CACHE to a directory") from None
 
 
 def key_of(parts: dict[str, Any]) -> str:

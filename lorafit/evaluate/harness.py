@@ -137,10 +137,9 @@ def _language_model(model: Any, name: str, tokenizer: Any, renderer: Renderer, b
 
     class AsTrained(HFLM):  # type: ignore[misc, unused-ignore]
         def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
-            if not add_generation_prompt:
-                text: str = super().apply_chat_template(chat_history, add_generation_prompt)
-                return text
             turns = [Message(turn["role"], turn["content"]) for turn in chat_history]
+            if not add_generation_prompt:  # the model goes on with what the last turn begins
+                return renderer.begun(Conversation(tuple(turns)))
             return renderer.prompt(Conversation((*turns, Message("assistant", "-"))))[0]
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:

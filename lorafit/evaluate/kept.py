@@ -1,6 +1,5 @@
 """Evaluations on disk, and what can be compared of several."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from lorafit.evaluate.result import (
     summary,
 )
 from lorafit.evaluate.statistics import Interval
+from lorafit.json_files import read_object
 from lorafit.run_dir import RunDir, write_json
 
 
@@ -135,10 +135,10 @@ def evaluations(path: Path, kind: str, name: str | None) -> list[dict[str, Any]]
 def _read(path: Path) -> dict[str, Any]:
     remedy = "name runs, or files written by `lorafit eval … --json FILE`"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"is no evaluation: {error}", str(path), remedy) from None
-    if not isinstance(values, dict) or "kind" not in values:
+        values = read_object(path, remedy)
+    except UserError as error:
+        raise UserError(f"is no evaluation: {error.problems[0].what}", str(path), remedy) from None
+    if "kind" not in values:
         raise UserError("is no evaluation", str(path), remedy)
     if values.get("format") != FORMAT:
         raise UserError("was written by another version of lorafit", str(path),

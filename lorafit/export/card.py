@@ -24,6 +24,7 @@ from lorafit.model.base import is_hub_id, resolve_base
 from lorafit.model.trained import AdapterSource
 from lorafit.recipe.schema import Model, Recipe
 from lorafit.run_dir import RunDir, read_json, read_jsonl, write_text
+from lorafit.secrets import redacted
 
 _TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _CURVE = 8  # points of the loss curve in the table
@@ -69,7 +70,7 @@ def write_card(source: AdapterSource, artifact: Path, proof: dict[str, Any],
                command: str = "") -> None:
     """Write README.md into an artifact. command: what starts a program with it."""
     command = command.replace(shlex.quote(str(artifact)), "{folder}")
-    write_text(artifact / CARD, card(source, artifact.name, proof, command))
+    write_text(artifact / CARD, redacted(card(source, artifact.name, proof, command)))
 
 
 def card(source: AdapterSource, name: str, proof: dict[str, Any], command: str = "") -> str:

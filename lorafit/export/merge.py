@@ -39,7 +39,7 @@ from lorafit.export.tensor_files import (
 )
 from lorafit.export.verify import Agreement, compare, using
 from lorafit.model.adapters.files import WEIGHTS, load_adapter, method_of
-from lorafit.model.base import TORCH_DTYPES, load_base, load_config, resolve_base
+from lorafit.model.base import TORCH_DTYPES, load_base, load_config, local_files
 from lorafit.model.device import free_memory_bytes
 from lorafit.model.stored import stored_as
 from lorafit.model.trained import AdapterSource, full_precision
@@ -199,19 +199,7 @@ def _settled(by: str, plan: MergePlan, source: AdapterSource) -> str:
 
 def base_directory(source: AdapterSource) -> Path:
     """The base's files on this machine, downloaded if it is on the hub."""
-    path = Path(resolve_base(source.model.base))
-    if path.is_dir():
-        return path
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(
-            source.model.base, revision=source.model.revision,
-            allow_patterns=["*.safetensors", "*.safetensors.index.json", "*.json"],
-        ))
-    except Exception as error:
-        raise UserError(f"the base cannot be loaded: {str(error).splitlines()[0]}",
-                        source.model.base, "give a local copy with --base") from None
+    return local_files(source.model, weights=True)[0]
 
 
 def _merge_shards(plan: MergePlan, folder: Path, shards: dict[str, Path], output: Path,

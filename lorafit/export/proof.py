@@ -98,7 +98,7 @@ def read_proof(artifact: Path) -> dict[str, Any] | None:
         for name in ("files", "trained_adapter", "rows", "measured"):
             dict(proof[name])
         all(file["sha256"] for file in proof["files"].values())
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         raise UserError("is damaged: it is no proof as lorafit writes it", str(path),
                         "copy the artifact again, or export it again") from None
     if not is_known:

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from lorafit.model.base import resolve_base
+from lorafit.model.local_files import local_files
 from lorafit.model.trained import AdapterSource
 
 GENERATION = "generation_config.json"
@@ -15,12 +15,7 @@ def write_surroundings(source: AdapterSource, folder: Path) -> None:
     Not the base's config.json: transformers takes a directory that has one for a whole model, and
     does not load the adapter in it.
     """
-    from transformers.utils import cached_file
-
     source.tokenizer().save_pretrained(folder)
-    settings = cached_file(
-        resolve_base(source.model.base), GENERATION, revision=source.model.revision or "main",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False)
-    if settings is not None:
+    settings = local_files(source.model)[0] / GENERATION
+    if settings.is_file():
         shutil.copyfile(settings, folder / GENERATION)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lorafit.errors import UserError
+from lorafit.model.tensor_headers import check_tensor_file
 from lorafit.model.weight_files import weight_shards
 
 DTYPES = {
@@ -32,7 +33,6 @@ DTYPES = {
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _LENGTH_BYTES = 8
 _ENTRY_BYTES = 200  # of a header's entry beside the name: dtype, shape, two offsets
-_LARGEST_HEADER_BYTES = 100_000_000  # of what the library reads
 ALIGNMENT_BYTES = 8
 BLOCK_NUMBERS = 1 << 20  # of a tensor that are in memory together: 8 MiB in float64
 
@@ -79,27 +79,17 @@ def _fill(file: Any, wanted: memoryview, of: Stored) -> None:
 
 def stored_tensors(file: Path) -> dict[str, Stored]:
     """The tensors of a file, in their order in it. UserError when it is missing or damaged."""
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
-            if length > _LARGEST_HEADER_BYTES:
-                raise ValueError("no safetensors header")
-            header = json.loads(opened.read(length))
-        start, end = _LENGTH_BYTES + length, file.stat().st_size
-        found = {}
-        for name, entry in header.items():
-            if name != "__metadata__":
-                first, last = entry["data_offsets"]
-                if start + last > end:
-                    raise ValueError(f"it ends before {name} does")
-                if entry["dtype"] not in DTYPES:
-                    raise ValueError(f"{name} is of the unknown type {entry['dtype']}")
-                found[name] = Stored(name, file, DTYPES[entry["dtype"]], tuple(entry["shape"]),
-                                     start + first)
-    except FileNotFoundError:
-        raise UserError("is missing", str(file), "copy or download the model again") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"is damaged: {error}", str(file), "copy it again") from None
+    header = check_tensor_file(file)
+    with file.open("rb") as opened:
+        start = _LENGTH_BYTES + int.from_bytes(opened.read(_LENGTH_BYTES), "little")
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            if entry["dtype"] not in DTYPES:
+                raise UserError(f"is damaged: {name} is of the unknown type {entry['dtype']}",
+                                str(file), "copy it again")
+            found[name] = Stored(name, file, DTYPES[entry["dtype"]], tuple(entry["shape"]),
+                                 start + entry["data_offsets"][0])
     return dict(sorted(found.items(), key=lambda item: item[1].offset_bytes))
 
 

@@ -1,7 +1,6 @@
 """The frozen base: its configuration, tokenizer and weights, loaded as the recipe says."""
 
 import importlib.util
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,17 @@ import torch
 
 from lorafit.errors import UserError
 from lorafit.model.device import find_device
+from lorafit.model.intake import CODE_REMEDY
+from lorafit.model.local_files import TINY, is_hub_id, local_files, resolve_base
 from lorafit.model.stored import prepare_settings, refuse_unusable, stored_as
 from lorafit.recipe import auto
 from lorafit.recipe.schema import Model
 
-TINY = Path(__file__).parent / "tiny"
 TORCH_DTYPES = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }
-_CODE_REMEDY = "read that code; if you trust it, --set model.trust_remote_code=true"
-
-
-def resolve_base(base: str) -> str:
-    """Where `base` is loaded from: `tiny` is the directory inside the package."""
-    return str(TINY) if base == "tiny" else base
-
-
-def is_hub_id(base: str) -> bool:
-    return base != "tiny" and not Path(base).exists()
+__all__ = ["TINY", "TORCH_DTYPES", "is_hub_id", "load_base", "load_config", "load_for_inference",
+           "load_tokenizer", "local_files", "meta_model", "resolve_base", "sizes"]
 
 
 def quiet_libraries() -> None:
@@ -64,12 +56,13 @@ def load_config(section: Model) -> Any:
                             "name the base it was trained on, or merge it first")
         raise UserError("is a directory without a config.json", f"model.base: {section.base}",
                         "name a model directory, a hub id, or tiny")
+    folder, commit = local_files(section)
     try:
         config = AutoConfig.from_pretrained(
-            path, revision=section.revision, trust_remote_code=section.trust_remote_code
-        )
+            folder, trust_remote_code=section.trust_remote_code, local_files_only=True)
     except Exception as error:
         raise _cannot_load(section, error) from None
+    config._commit_hash = commit
     refuse_unusable(section, stored_as(config))
     return config
 
@@ -79,11 +72,10 @@ def load_tokenizer(section: Model) -> Any:
     from transformers import AutoTokenizer
 
     quiet_libraries()
+    folder, _ = local_files(section)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            resolve_base(section.base), revision=section.revision,
-            trust_remote_code=section.trust_remote_code,
-        )
+            folder, trust_remote_code=section.trust_remote_code, local_files_only=True)
     except Exception as error:
         raise _cannot_load(section, error) from None
     if tokenizer.pad_token_id is None:
@@ -136,8 +128,7 @@ def load_base(section: Model, dtype: str, attention: str, device: torch.device) 
     from transformers import AutoModelForCausalLM
 
     quiet_libraries()
-    path = resolve_base(section.base)
-    _refuse_pickles(path)
+    folder, _ = local_files(section, weights=True)
     options: dict[str, Any] = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention}
     config = load_config(section)
     if (stored := stored_as(config)) is not None:
@@ -152,7 +143,7 @@ def load_base(section: Model, dtype: str, attention: str, device: torch.device) 
         options["device_map"] = {"": device}
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            path, revision=section.revision, trust_remote_code=section.trust_remote_code,
+            folder, trust_remote_code=section.trust_remote_code, local_files_only=True,
             use_safetensors=True, output_loading_info=True, **options,
         )
     except torch.OutOfMemoryError:
@@ -216,35 +207,13 @@ def _refuse_missing_weights(section: Model, missing: Iterable[str]) -> None:
                         "knows")
 
 
-def _refuse_pickles(path: str) -> None:
-    """A `.bin` is a pickle, which can run code on loading; only safetensors are read."""
-    folder = Path(path)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
-    if pickles:
-        raise UserError(
-            f"holds its weights in {pickles[0].name}, a pickle, which can run code on loading",
-            f"model.base: {path}",
-            "convert it once where you trust it: from_pretrained(…).save_pretrained(…)",
-        )
-    raise UserError("holds no weights (*.safetensors)", f"model.base: {path}",
-                    "name a complete model directory")
-
-
 def _cannot_load(section: Model, error: Exception) -> UserError:
     message = str(error).strip() or type(error).__name__
     where = f"model.base: {section.base}"
+    if isinstance(error, RecursionError):
+        message = "its files are nested too deeply"
     if "trust_remote_code" in message:
         return UserError("the model brings Python code of its own, which is not run by default",
-                         where, _CODE_REMEDY)
-    if "gated" in message.lower() or "401" in message or "403" in message:
-        return UserError("the hub refuses access to the model", where,
-                         "accept its licence on the hub and log in with `hf auth login`")
-    if is_hub_id(section.base) and os.environ.get("HF_HUB_OFFLINE") == "1":
-        return UserError(
-            "no such directory, and the hub cannot be reached to look for a model of that name",
-            where, "check the path or the network; `tiny` needs neither",
-        )
+                         where, CODE_REMEDY)
     return UserError(f"the base cannot be loaded: {message.splitlines()[0]}", where,
                      "name a model directory, a hub id such as Qwen/Qwen3-0.6B, or tiny")

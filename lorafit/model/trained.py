@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from lorafit import pins
 from lorafit.errors import UserError
+from lorafit.json_files import read_object
 from lorafit.model.adapters.files import check_adapter_files, only_on
 from lorafit.model.base import load_config, load_tokenizer, sizes
+from lorafit.model.foreign_code import refuse_unread_code
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Data, Model, Recipe
-from lorafit.run_dir import RunDir, read_json, read_jsonl
+from lorafit.run_dir import RunDir, read_jsonl
 
 # Rows to compare on when an adapter comes without a run.
 _PLAIN_PROMPTS = (
@@ -48,8 +51,8 @@ class AdapterSource:
 
     def rows(self) -> list[np.ndarray]:
         """Token ids to compare models on: held-out rows of the run, or plain sentences."""
-        if self.run is not None and (kept := read_jsonl(self.run.held_out)):
-            return [np.array(row["token_ids"]) for row in kept]
+        if self.run is not None and (kept := _held_out(self.run)):
+            return kept
         tokenizer = self.tokenizer()
         return [np.array(tokenizer(text)["input_ids"]) for text in _PLAIN_PROMPTS]
 
@@ -66,7 +69,13 @@ def open_adapter(path: Path, base: str | None = None) -> AdapterSource:
                             "finish it with --resume, or name one of its checkpoints")
         recipe = load_recipe(run.recipe)
         model = recipe.model.model_copy(update={"base": base}) if base else recipe.model
-        _refuse_another_base(run, model)
+        record = _record(run)
+        if not base and (commit := record.get("base_commit")):
+            pins.restore({f"model {model.base}@{model.revision or 'main'}": commit})
+        pins.restore(record.get("hub_commits"))
+        if model.trust_remote_code:
+            refuse_unread_code(model)
+        _refuse_another_base(run, model, record)
         return AdapterSource(run.adapter, check_adapter_files(run.adapter), model, run, recipe)
     config = check_adapter_files(path)
     name = base or config.get("base_model_name_or_path")
@@ -77,14 +86,26 @@ def open_adapter(path: Path, base: str | None = None) -> AdapterSource:
     return AdapterSource(path, config, model, None, None)
 
 
-def _refuse_another_base(run: RunDir, model: Model) -> None:
-    """UserError when the base has other sizes than the one that the run was trained on."""
-    if not run.record.exists():
-        return
+def _held_out(run: RunDir) -> list[np.ndarray]:
     try:
-        trained = read_json(run.record).get("base_sizes") or {}
-    except (ValueError, AttributeError):
-        raise UserError("is damaged", str(run.record), "copy the run again") from None
+        return [np.array(row["token_ids"], np.int64) for row in read_jsonl(run.held_out)]
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        raise UserError("is damaged: a line holds no token ids", str(run.held_out),
+                        "copy the run again") from None
+
+
+def _record(run: RunDir) -> dict[str, Any]:
+    return read_object(run.record, "copy the run again") if run.record.exists() else {}
+
+
+def _refuse_another_base(run: RunDir, model: Model, record: dict[str, Any]) -> None:
+    """UserError when the base has other sizes than the one that the run was trained on."""
+    trained = record.get("base_sizes") or {}
+    if not isinstance(trained, dict):
+        raise UserError("is damaged: base_sizes is no mapping", str(run.record),
+                        "copy the run again")
+    if not trained:
+        return
     found = sizes(load_config(model))
     other = [f"{key} is {found[key]} there and was {trained[key]} in training"
              for key in trained if key in found and found[key] != trained[key]]

@@ -1,6 +1,5 @@
 """What would be uploaded of an artifact, and what never is."""
 
-import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,18 +10,12 @@ from typing import Any
 from lorafit.errors import Problem, UserError, VerificationError
 from lorafit.export.proof import CARD, PROOF, changes, covered_files, read_proof
 from lorafit.run_dir import RunDir, committed_directory, read_json, refuse_target
+from lorafit.secrets import secret_in
 
 # Never uploaded, whatever is allowed.
 _SECRET_NAMES = (".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa*", "id_ed25519*",
                  ".netrc", ".npmrc", ".pypirc", ".git-credentials", "*credentials*.json", "token",
                  "*.kdbx")
-_SECRETS = {
-    "a token of the hub": re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
-    "an API key": re.compile(r"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{24,}"),
-    "a key of AWS": re.compile(r"\bAKIA[0-9A-Z]{16}\b"),
-    "a token of GitHub": re.compile(r"\b(?:ghp|gho|ghs|github_pat)_[A-Za-z0-9_]{30,}"),
-    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
-}
 # Left by training; of no use to others, and with rows or paths of whoever trained.
 _LEFTOVERS = {
     "a checkpoint": ("step-*", "checkpoint-*", "checkpoints", "trained.safetensors",
@@ -151,8 +144,7 @@ def _secret_in(file: Path) -> str | None:
     """What a small text file seems to give away."""
     if file.suffix == ".safetensors" or file.stat().st_size > _READ_FOR_SECRETS_BYTES:
         return None
-    text = file.read_bytes().decode("utf-8", "replace")
-    return next((what for what, pattern in _SECRETS.items() if pattern.search(text)), None)
+    return secret_in(file.read_bytes().decode("utf-8", "replace"))
 
 
 def _remarks(artifact: Path, proof: dict[str, Any], names: Sequence[str]) -> list[str]:

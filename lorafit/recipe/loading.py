@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from lorafit.errors import Problem, UserError
 from lorafit.recipe.reading import Document, KeyPath, parse_scalar, read_yaml
 from lorafit.recipe.schema import Data, Recipe, Source
+from lorafit.secrets import redacted, secret_in
 
 MAX_RECIPE_BYTES = 1_000_000
 
@@ -55,6 +56,8 @@ def _overridden(document: Document, places: dict[KeyPath, str], path: Path,
                 overrides: typing.Sequence[str]) -> Recipe:
     for each in overrides:
         _apply_override(document, places, each)
+    if problems := list(_secrets(document.values, places, path)):
+        raise UserError(problems=problems)
     try:
         return Recipe.model_validate(document.values)
     except ValidationError as error:
@@ -133,6 +136,21 @@ def _apply_override(document: Document, places: dict[KeyPath, str], override: st
     for place in [place for place in places if place[: len(keys)] == tuple(keys)]:
         del places[place]  # what the file said there is gone
     places[tuple(keys)] = where
+
+
+def _secrets(values: Any, places: dict[KeyPath, str], path: Path,
+             keys: KeyPath = ()) -> Iterator[Problem]:
+    """Passwords and tokens among the values, which a run directory would keep for ever."""
+    if isinstance(values, str) and (what := secret_in(values)):
+        where = next((places[keys[:end]] for end in range(len(keys), 0, -1)
+                      if keys[:end] in places), str(path))
+        yield Problem(f"{'.'.join(map(str, keys))} holds what looks like {what}", redacted(where),
+                      "take it out, and have it replaced where it was issued; the hub's token "
+                      "belongs into HF_TOKEN or `hf auth login`, others into the environment too")
+    items = values.items() if isinstance(values, dict) else (
+        enumerate(values) if isinstance(values, list) else ())
+    for key, value in items:
+        yield from _secrets(value, places, path, (*keys, key))
 
 
 def _of_the_member_meant(errors: typing.Sequence[Any]) -> list[Any]:

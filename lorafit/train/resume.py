@@ -97,15 +97,6 @@ def refuse_other_base(run: RunDir, digest: str) -> None:
                         "restore them, or start a new run in another output.dir")
 
 
-def with_base_commit(recipe: Recipe, run: RunDir) -> Recipe:
-    """The recipe with the commit that the base was first loaded at, where it names none."""
-    commit = _recorded(run).get("base_commit")
-    if recipe.model.revision is not None or not commit:
-        return recipe
-    return recipe.model_copy(update={
-        "model": recipe.model.model_copy(update={"revision": commit})})
-
-
 def on_other_versions(run: RunDir, now: dict[str, str]) -> list[str]:
     """What is remarked where a run goes on under other versions than it was begun with."""
     before = _recorded(run).get("versions") or {}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lorafit import __version__
+from lorafit import __version__, pins
 from lorafit.data.batches import collate
 from lorafit.data.chat import resolve_template
 from lorafit.data.dataset import Report, TokenisedData, read_data, read_held_out, ready
@@ -73,7 +73,6 @@ from lorafit.train.resume import (
     refuse_other_base,
     refuse_other_data,
     with_absolute_paths,
-    with_base_commit,
     with_date,
 )
 from lorafit.train.samples import Sampler
@@ -132,6 +131,7 @@ class Record:
     base_sizes: dict[str, int | str] = field(default_factory=dict)
     base_digest: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    hub_commits: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -288,8 +288,6 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, resume: bool, checkpoi
            skipped: list[str], announce: Callable[[Record], None], started_s: float,
            stop: StopRequest) -> Result:
     display = make_display(accelerator.is_main_process)
-    if resume:
-        recipe = with_base_commit(recipe, run)
     digest = base_digest(recipe.model.base)
     if resume and digest is not None:
         refuse_other_base(run, digest)
@@ -356,7 +354,7 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, resume: bool, checkpoi
         getattr(prepared.config, "_commit_hash", None),
         [*prepared.remarks, *_on_copies(fast, recomputation), *learnt,
          *(on_other_versions(run, versions) if resume else [])],
-        bases.sizes(prepared.config), digest, versions,
+        bases.sizes(prepared.config), digest, versions, pins.commits(),
     )
     losses = _losses(run, progress) if resume else []
     accelerator.wait_for_everyone()  # read by all before one of them writes

@@ -16,6 +16,8 @@ from lorafit.export.gguf.reading import coarsest_type
 from lorafit.export.proof import MERGED, PROOF, read_proof
 from lorafit.model.adapters.files import CONFIG, WEIGHTS
 from lorafit.model.base import TORCH_DTYPES
+from lorafit.model.intake import check_adapter_files, check_model_files
+from lorafit.model.tensor_headers import check_tensor_file
 from lorafit.model.weight_files import weight_shards
 from lorafit.run_dir import RunDir, sha256
 
@@ -80,6 +82,7 @@ def open_artifact(path: Path) -> Artifact:
                         f"name {' or '.join(inside)}" if inside else
                         "export it first: lorafit merge, or lorafit export-adapter")
     proof = read_proof(path)
+    _look_at(path)
     if proof is not None and proof["form"] in FORMATS:
         return Artifact(path, format_named(proof["form"]), "", proof)
     if (path / MODEL_GGUF).is_file():
@@ -94,6 +97,17 @@ def open_artifact(path: Path) -> Artifact:
         "holds neither a model (config.json and *.safetensors, or model.gguf) nor an adapter in a "
         "known format",
         str(path), f"the formats are {', '.join(FORMATS)}; name the directory that was exported")
+
+
+def _look_at(path: Path) -> None:
+    """UserError when a file in the directory must not reach a library (`lorafit.model.intake`)."""
+    if (path / CONFIG).is_file() and (path / WEIGHTS).is_file():
+        check_adapter_files(path)
+        return
+    check_model_files(path, weights=(path / "config.json").is_file()
+                      and any(path.glob("*.safetensors")))
+    for file in path.glob("*.safetensors"):
+        check_tensor_file(file)
 
 
 def holds_the_trained_tensors(artifact: Artifact, trained: Path) -> bool:

@@ -83,7 +83,7 @@ class _Fault:
         return loss
 
     def _spoilt(self, tensor: Any) -> Any:
-        spoilt = tensor.clone()
+        spoilt = tensor.contiguous().clone()
         place = random.Random(self.asked.seed + 1).randrange(spoilt.numel())
         spoilt.view(-1)[place] = float(self.asked.value)
         return spoilt

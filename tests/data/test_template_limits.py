@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lorafit.data.chat.program import Program
+from lorafit.data.chat.program import MOST_LATE, Program
 from lorafit.data.examples import BadRow
+from lorafit.errors import UserError
 
 DOUBLED = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}"
 HOSTILE = {
@@ -40,6 +41,10 @@ HOSTILE = {
                               + "x" * 10000 + "{% endfor %}{% endfor %}",
     "literal text in a block": "{% set y %}{% for a in range(99999) %}" + "x" * 100000
                                + "{% endfor %}{% endset %}{{ y }}",
+    "words of a long text": "{{ ('a ' * 9999999) | title | length }}",
+    "lines of a long text": "{{ ('a ' * 99999999) | wordwrap(1) | length }}",
+    "pieces of a long text": "{% set l = ('a ' * 99999999).split(' ') %}{{ l | length }}",
+    "characters of a long text": "{{ ('a' * 99999999) | list | length }}",
     "power": "{{ 9 ** 999999999 }}",
     "products": "{% set ns = namespace(x=9) %}{% for i in range(99) %}{% set ns.x = ns.x * ns.x %}"
                 "{% endfor %}{{ ns.x }}",
@@ -114,6 +119,21 @@ def test_limits_hold_in_a_thread() -> None:
     thread.start()
     thread.join(PATIENCE_S)
     assert "takes longer" in found[0].what
+
+
+def test_a_template_that_is_slow_for_every_row_ends_the_reading() -> None:
+    slow = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    program = Program("{% if messages %}" + slow + "{% endif %}", date(2024, 1, 2), 0.05)
+    for _ in range(2):
+        for _ in range(MOST_LATE - 1):
+            with pytest.raises(BadRow, match="takes longer"):
+                program.render({"messages": [1]})
+        program.render({"messages": []})  # one that is fine begins the count anew
+    for _ in range(MOST_LATE - 1):
+        with pytest.raises(BadRow):
+            program.render({"messages": [1]})
+    with pytest.raises(UserError, match="too slow in row after row"):
+        program.render({"messages": [1]})
 
 
 def test_a_failed_rendering_leaves_the_template_usable() -> None:

@@ -114,7 +114,7 @@ def test_the_embedded_base_has_the_perplexity_recorded_beside_it():
 @pytest.mark.parametrize(("prepare", "message"), [
     (lambda d: None, "config.json"),
     (lambda d: (d / "adapter_config.json").write_text("{}"), "adapter, not a base"),
-    (lambda d: (d / "config.json").write_text("{"), "cannot be loaded"),
+    (lambda d: (d / "config.json").write_text("{"), "is damaged: not JSON"),
     (lambda d: (d / "config.json").write_text('{"model_type": "nothing"}'), "cannot be loaded"),
 ])
 def test_a_directory_that_is_no_base_is_refused(tmp_path, prepare, message):

@@ -100,3 +100,72 @@ class FakeHub:
 
 def git_blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class MovingHub:
+    """Reads only: repositories whose branch `main` moves on to the next commit each time that
+    somebody asks for it. commits: for each repository its commits, oldest first: id and files.
+    requests: method and path of what was asked."""
+
+    def __init__(self) -> None:
+        self.commits: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
+        self.asked: dict[str, int] = {}
+        self.requests: list[tuple[str, str]] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                self.serve()
+
+            def do_GET(self) -> None:
+                self.serve()
+
+            def serve(self) -> None:
+                path = self.path.partition("?")[0]
+                hub.requests.append((self.command, path))
+                status, headers, body = hub.answer(path)
+                self.send_response(status)
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        if path.startswith("/api/"):
+            _, owner, name, *rest = path.removeprefix("/api/").split("/")
+            repo = f"{owner}/{name}"
+            found = self._at(repo, rest[1] if rest[:1] in (["revision"], ["tree"]) else "main")
+            if found is None:
+                return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+            commit, files = found
+            said: Any = [{"type": "file", "path": file, "size": len(content),
+                          "oid": git_blob(content)} for file, content in files.items()]
+            if rest[:1] != ["tree"]:
+                said = {"id": repo, "sha": commit, "private": False, "tags": [],
+                        "downloads": 0, "siblings": [{"rfilename": file} for file in files]}
+            return 200, {"Content-Type": "application/json"}, json.dumps(said).encode()
+        owner, name, _, revision, *rest = path.strip("/").split("/")
+        found = self._at(f"{owner}/{name}", revision)
+        if found is None or "/".join(rest) not in found[1]:
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
+        commit, files = found
+        content = files["/".join(rest)]
+        return 200, {"ETag": f'"{git_blob(content)}"', "X-Repo-Commit": commit}, content
+
+    def _at(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        commits = self.commits.get(repo)
+        if commits is None:
+            return None
+        if revision != "main":
+            return next((found for found in commits if found[0] == revision), None)
+        number = self.asked[repo] = self.asked.get(repo, -1) + 1
+        return commits[min(number, len(commits) - 1)]

@@ -5,6 +5,7 @@ from lorafit.errors import UserError
 
 
 def cache(prefixes: list[str], delete_all: bool, unused_days: float | None) -> None:
+    from lorafit.cache_dir import cache_directory
     from lorafit.data import cache as rows
 
     known = rows.entries()
@@ -22,4 +23,4 @@ def cache(prefixes: list[str], delete_all: bool, unused_days: float | None) -> N
         rows.delete(unique)
         show.cache_deleted(unique)
     else:
-        show.cache(str(rows.cache_directory()), known)
+        show.cache(str(cache_directory()), known)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lorafit.cli import show_eval
 from lorafit.cli.before import refuse_taken_json, settle_hub_for
 from lorafit.errors import UserError
+from lorafit.names import is_name
 from lorafit.recipe.evaluation import Evaluation
 
 
@@ -56,7 +57,7 @@ def held_out(asked: Asked, samples: int, json_to: Path | None, given: dict[str, 
     _check(asked, json_to)
     if asked.data is not None and not asked.data.exists():
         raise UserError("no such file", f"--data {asked.data}", "check the path")
-    settle_hub_for(asked.path, asked.base)
+    settle_hub_for(asked.path, asked.base, overrides=asked.all_overrides())
     from lorafit.evaluate.evaluation import evaluate
     from lorafit.evaluate.kept import keep
 
@@ -77,7 +78,8 @@ def tasks(asked: Asked, names: str, include_path: Path | None, num_fewshot: int 
         raise UserError("--tasks needs the lm-eval package, which is not installed", "--tasks",
                         "pip install 'lorafit[lm-eval]'")
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
-    settle_hub_for(asked.path, asked.base)
+    settle_hub_for(asked.path, asked.base, overrides=asked.all_overrides(),
+                   also=not all(map(_reads_local_files, _names(names))))
     from lorafit.evaluate.harness import Wanted, run_tasks
     from lorafit.evaluate.task_results import keep_tasks
 
@@ -88,6 +90,16 @@ def tasks(asked: Asked, names: str, include_path: Path | None, num_fewshot: int 
         result = run_tasks(subject, wanted, progress)
     path = keep_tasks(result, subject, asked.name)
     show_eval.either(json_to, result, lambda it: show_eval.tasks(it, path))
+
+
+def _reads_local_files(task: str) -> bool:
+    """Whether a task is a file that takes its questions from files."""
+    try:
+        text = Path(task).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return re.search(r"^dataset_path:\s*[\"']?(json|csv|parquet|arrow|text)\b", text,
+                     re.MULTILINE) is not None
 
 
 def compare(paths: list[Path], name: str | None, tasks: str | None, json_to: Path | None,
@@ -111,9 +123,9 @@ def compare(paths: list[Path], name: str | None, tasks: str | None, json_to: Pat
 def _check(asked: Asked, json_to: Path | None) -> None:
     """What can be known to be wrong before anything heavy is imported."""
     refuse_taken_json(json_to)
-    if asked.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", asked.name):
+    if asked.name is not None and (not is_name(asked.name) or asked.name.startswith(("-", "."))):
         raise UserError("is no name for a file", f"--name {asked.name}",
-                        "use letters, digits, dots, hyphens and underscores")
+                        "use up to 64 letters, digits, dots, hyphens and underscores")
     if asked.pattern is not None:
         try:
             Evaluation(pattern=asked.pattern)

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lorafit import libraries
-from lorafit.cli.before import check_cheaply, on_hub, refuse_taken_json, settle_hub
+from lorafit.cli.before import (
+    check_cheaply,
+    keep_commits,
+    on_hub,
+    refuse_taken_json,
+    settle_hub,
+)
 from lorafit.data.given import Given, shape_of
 from lorafit.data.sources import Location
 from lorafit.errors import Problem, UserError
@@ -32,11 +38,16 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bo
             _smoke(recipe, stop, started_s)
         elif started_by_a_launcher():
             end_with_launcher()
+            if resume or or_start:
+                keep_commits(recipe, RunDir(Path(recipe.output.dir)))
             settle_hub(recipe)
             _train_here(recipe, resume or or_start, or_start, stop, started_s)
         else:
             run = RunDir(Path(recipe.output.dir))
-            check_cheaply(recipe, run, resume or (or_start and run.holds_a_run()))
+            goes_on = resume or (or_start and run.holds_a_run())
+            check_cheaply(recipe, run, goes_on)
+            if goes_on:
+                keep_commits(recipe, run)
             settle_hub(recipe)
             ranks = _ranks(recipe, processes)
             if ranks == 1:

@@ -113,7 +113,7 @@ def inspect(trained: Path, base: str | None, *, every_layer: bool, share: float 
     if cuts:
         refuse_target(target, "choose another directory with --output")
     refuse_taken_json(json_to)
-    settle_hub_for(trained, base)
+    settle_hub_for(trained, base, *([other] if other is not None else []))
     from lorafit.cli import show_inspect
     from lorafit.export.delta.compare import compare_adapters
     from lorafit.export.delta.inspection import inspect_adapter
@@ -137,7 +137,7 @@ def combine(trained: list[Path], output: Path, how: str, weights: str | None,
             json_to: Path | None) -> None:
     refuse_target(output, "choose another directory with --output")
     refuse_taken_json(json_to)
-    settle_hub_for(trained[0], base)
+    settle_hub_for(trained[0], base, *trained[1:])
     from lorafit.cli import show_inspect
     from lorafit.export.delta.combine import combination
     from lorafit.export.delta.combine import combine as run_combine

@@ -230,9 +230,10 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 def _settle(named: Sequence[str], base: str | None) -> None:
     """Prepare the hub libraries for what the adapters need, before they are imported."""
-    for text in named:
-        path = Path(text) if Path(text).exists() else Path(text.partition("=")[2] or text)
-        settle_hub_for(path, base)
+    from lorafit.serve.names import split_name
+
+    paths = [split_name(text)[1] for text in named]
+    settle_hub_for(paths[0], base, *paths[1:])
 
 
 def _check_dtype(dtype: str | None) -> None:

@@ -7,8 +7,12 @@ from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from lorafit.data.chat.sandbox import TEXT_CHARACTERS, TIME_S, Mark, Sandbox
+from lorafit.data.chat.sandbox import TEXT_CHARACTERS, TIME_S, Mark, Sandbox, TookTooLong
 from lorafit.data.examples import BadRow
+from lorafit.errors import UserError
+
+MOST_LATE = 3
+"""Rows in succession for which a template may take too long: each of them costs all its time."""
 
 
 class Program:
@@ -24,6 +28,7 @@ class Program:
         self._sandbox = Sandbox(today, time_s)
         self._compiled: Any = None
         self._lock = threading.Lock()
+        self._late = 0
 
     def broken(self) -> str | None:
         """Why it cannot be compiled, None when it can."""
@@ -46,9 +51,17 @@ class Program:
                     self._compiled = self._sandbox.compiled(self._source)
                     self._globals = dict(self._sandbox.globals)
                 context = self._compiled.new_context({**self._globals, **values}, shared=True)
-                return self._sandbox.concat(self._compiled.root_render_func(context),
+                text = self._sandbox.concat(self._compiled.root_render_func(context),
                                             TEXT_CHARACTERS)
+                self._late = 0
+                return text
             except Exception as error:
+                self._late += isinstance(error, TookTooLong)
+                if self._late == MOST_LATE:
+                    raise UserError(
+                        f"the chat template is too slow in row after row: {_reason(error)}"
+                        f"{_line(error)}", "data.chat_template", "give another template",
+                    ) from None
                 raise BadRow(
                     f"the chat template refuses the row: {_reason(error)}{_line(error)}",
                     "mend the row, or give another template in data.chat_template",

@@ -97,6 +97,13 @@ class Renderer:
         _, prompt = _written(self._dialect_of(example).program, values)
         return prompt, messages[last]["content"]
 
+    def begun(self, example: Conversation) -> str:
+        """The text of a conversation up to where its last message ends, for a model to go on."""
+        messages, _ = self._messages(example)
+        _, text = _written(self._dialect_of(example).program, self._values(messages, example))
+        last = messages[-1]["content"].strip()
+        return text[:text.rindex(last) + len(last)] if last in text else text
+
     def conversation(self, example: Conversation | Exchange) -> list[dict[str, Any]]:
         """The messages of an example, the recipe's system message included."""
         return self._messages(example)[0]

@@ -37,12 +37,20 @@ PIECES = 1 << 10  # of text, after which their length is looked at
 _GROWING = {"batch", "center", "expandtabs", "indent", "join", "ljust",
             "replace", "rjust", "slice", "tojson", "translate", "wordwrap", "xmlattr", "zfill"}
 
+# What makes an object of each word, line or character, which costs far more than its text.
+_PIECEWISE = {"list", "title", "urlize", "wordcount", "wordwrap"}
+PIECE_CHARACTERS = 60
+
 Mark = Callable[[str, int, Any], str]
 """From what begins or ends, the number of the loop, and its item, to text that is written there."""
 
 
 class LimitReached(Exception):
     """The template takes too long or makes too much."""
+
+
+class TookTooLong(LimitReached):
+    """The time of one rendering has run out."""
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -83,7 +91,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if self._work_left < 0:
             raise LimitReached("it produces too much text")
         if time.monotonic() > self._deadline_s:
-            raise LimitReached(f"it takes longer than {self._time_s:g} s")
+            raise TookTooLong(f"it takes longer than {self._time_s:g} s")
 
     def counted(self, value: Any) -> Any:
         """`value`, with the length of its text taken from the budget."""
@@ -178,6 +186,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 __self._check_format(str(owner), (*args, *kwargs.values()))
             elif method.__name__ in _GROWING:
                 __self._check_growth(owner, (*args, *kwargs.values()))
+            elif method.__name__ in ("split", "rsplit", "splitlines") and isinstance(owner, str):
+                __self.spend(len(owner) + PIECE_CHARACTERS * _pieces(owner, *args[:1]))
             else:
                 _check_arguments((*args, *kwargs.values()))
                 __self.spend(_length(owner) + 1)
@@ -196,6 +206,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if isinstance(value, GeneratorType):
                 value = list(value)
                 args = (*args[:position], value, *args[position + 1:])
+            if name in _PIECEWISE and isinstance(value, str):
+                self.spend(PIECE_CHARACTERS * len(value))
             if name == "format":
                 self._check_format(str(value), others)
             elif name in _GROWING:
@@ -228,6 +240,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 def _length(value: Any) -> int:
     return len(value) if isinstance(value, str | bytes | list | tuple | dict) else 0
+
+
+def _pieces(text: str, separator: Any = None) -> int:
+    """About how many pieces a text is split into, at most."""
+    if isinstance(separator, str) and separator:
+        return text.count(separator) + 1
+    return len(text) // 4
 
 
 def _size_of_factor(value: Any) -> int:

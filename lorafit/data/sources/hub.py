@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from lorafit import pins
 from lorafit.data.sources.blocks import RawBlock
 from lorafit.data.sources.locations import Location
 from lorafit.data.sources.packages import import_package
@@ -36,7 +37,7 @@ def read(location: Location, split: str, block_rows: int, skip_rows: int, *,
 def content_hash(location: Location, split: str) -> str:
     """A digest of the data set's own fingerprint, which follows from its commit or its files."""
     data = _load(location, split, streaming=False)
-    parts = (location.path, location.subset, location.revision, split, data._fingerprint,
+    parts = (location.path, location.subset, _revision(location), split, data._fingerprint,
              data.num_rows, data.column_names)
     return hashlib.blake2b(repr(parts).encode(), digest_size=32).hexdigest()
 
@@ -50,13 +51,32 @@ def _load(location: Location, split: str, *, streaming: bool) -> Any:
     try:
         return datasets.load_dataset(
             os.path.expanduser(location.path), location.subset, split=split,
-            revision=location.revision, streaming=streaming)
+            revision=_revision(location), streaming=streaming)
     except Exception as error:
         raise UserError(
             f"the data set cannot be loaded: {_first_line(error)}", where,
             "check the name, the split and the network; a local file needs an ending such as "
             ".jsonl",
         ) from None
+
+
+def _revision(location: Location) -> str | None:
+    """The commit that a data set's branch stood for when this run first asked.
+
+    None for a directory. Without the network, what the cache has is taken at the given revision.
+    """
+    if not location.is_hub:
+        return location.revision
+    if (commit := pins.pinned("dataset", location.path, location.revision)) is not None:
+        return commit
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return location.revision
+    found = HfApi().dataset_info(location.path, revision=location.revision).sha
+    if found is not None:
+        pins.pin("dataset", location.path, location.revision, found)
+    return found or location.revision
 
 
 def _import_datasets(location: Location) -> Any:

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from lorafit.errors import UserError
-from lorafit.model.base import is_hub_id, resolve_base
+from lorafit.model.local_files import local_files
 from lorafit.model.weight_files import weight_shards
 from lorafit.recipe.schema import Model
 
@@ -44,21 +44,8 @@ class BaseWeights:
 
 def open_base(model: Model) -> BaseWeights | None:
     """The base's weights where they are on this machine, None otherwise."""
-    path = Path(resolve_base(model.base))
-    if not path.is_dir():
-        if not is_hub_id(model.base) or (cached := _in_hub_cache(model)) is None:
-            return None
-        path = cached
     try:
-        return BaseWeights(path, weight_shards(path))
+        folder, _ = local_files(model, weights=True, download=False)
+        return BaseWeights(folder, weight_shards(folder))
     except UserError:
-        return None
-
-
-def _in_hub_cache(model: Model) -> Path | None:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model.base, revision=model.revision, local_files_only=True))
-    except Exception:  # whatever the reason, the files are not at hand
         return None

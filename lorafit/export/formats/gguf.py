@@ -101,11 +101,11 @@ def _write(source: AdapterSource, folder: Path) -> Written:
 def _generation_ends(source: AdapterSource) -> Any:
     from transformers import GenerationConfig
 
-    from lorafit.model.base import resolve_base
+    from lorafit.model.local_files import local_files
 
     try:
-        return GenerationConfig.from_pretrained(resolve_base(source.model.base),
-                                                revision=source.model.revision).eos_token_id
+        return GenerationConfig.from_pretrained(local_files(source.model)[0],
+                                                local_files_only=True).eos_token_id
     except OSError:
         return None
 

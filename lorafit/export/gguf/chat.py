@@ -1,7 +1,11 @@
 """What chat needs in a GGUF: the template for llama.cpp's Jinja, and where an answer ends."""
 
 import re
+from datetime import date
 from typing import Any
+
+from lorafit.data.chat.program import Program
+from lorafit.data.examples import BadRow
 
 # Rendered to see what a template does: one and two turns, with a system message and without.
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -34,11 +38,11 @@ def plain_template(tokenizer: Any) -> str | None:
 def render(tokenizer: Any, template: str, messages: list[dict[str, str]],
            generation: bool = True) -> str | None:
     """The text of a conversation; None where the template refuses it."""
+    values = {**tokenizer.special_tokens_map, "messages": messages, "tools": None,
+              "documents": None, "add_generation_prompt": generation}
     try:
-        text: str = tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=generation)
-        return text
-    except Exception:  # whatever the template raises
+        return Program(template, date.today()).render(values)
+    except BadRow:
         return None
 
 

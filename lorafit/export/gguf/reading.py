@@ -39,7 +39,13 @@ def coarsest_type(file: Path) -> str:
     kinds = gguf.GGMLQuantizationType
     order = {kinds.F32: "float32", kinds.F16: "float16", kinds.BF16: "bfloat16",
              kinds.Q8_0: "q8_0"}
-    found = {tensor.tensor_type for tensor in gguf.GGUFReader(file).tensors}
+    try:
+        found = {tensor.tensor_type for tensor in gguf.GGUFReader(file).tensors}
+    except Exception as error:  # whatever the reader meets in a damaged file
+        raise UserError(f"is damaged, or no GGUF: {str(error) or type(error).__name__}", str(file),
+                        "copy it again") from None
+    if not found:
+        raise UserError("holds no weights", str(file), "export it again")
     if other := found - order.keys():
         raise UserError(f"stores weights as {min(other).name}, which is not read here", str(file),
                         f"verify one in {', '.join(order.values())}")

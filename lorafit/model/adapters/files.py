@@ -17,8 +17,11 @@ from lorafit.model.adapters.own import METHOD_KEY, OwnAdapter, load_own
 from lorafit.model.adapters.quiet import no_advice
 from lorafit.model.adapters.shared_experts import spelled_out
 from lorafit.model.adapters.starts import start_of
+from lorafit.model.intake import check_adapter_files
 from lorafit.recipe.methods import METHODS
 from lorafit.run_dir import write_json
+
+__all__ = ["check_adapter_files", "load_adapter", "restore_adapter", "save_adapter"]
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -149,32 +152,6 @@ def load_adapter(model: Any, directory: Path, *, adapter_name: str = "default") 
         raise UserError("the adapter is incomplete for this base: some layers have no weights",
                         str(directory), "use the base that it was trained on")
     return adapted.eval()
-
-
-def check_adapter_files(directory: Path) -> dict[str, Any]:
-    """The configuration of a saved adapter. UserError when files are missing or damaged."""
-    config, weights = directory / CONFIG, directory / WEIGHTS
-    remedy = "give a run directory, or an adapter directory as peft writes it"
-    if not directory.is_dir():
-        raise UserError("no such run or adapter", str(directory), remedy)
-    if not config.exists():
-        raise UserError(f"holds no {CONFIG}", str(directory), remedy)
-    if not weights.exists():
-        pickle = directory / "adapter_model.bin"
-        if pickle.exists():
-            raise UserError(
-                "holds its weights in a pickle, which can run code on loading", str(pickle),
-                "convert it where you trust it: load it with peft and save_pretrained it",
-            )
-        raise UserError(f"holds no {WEIGHTS}", str(directory), remedy)
-    try:
-        values = json.loads(config.read_text(encoding="utf-8"))
-        load_file(weights)
-    except Exception as error:
-        raise UserError(f"is damaged: {error}", str(directory), "copy it again") from None
-    if not isinstance(values, dict):
-        raise UserError("is damaged: not a JSON object", str(config), "copy it again")
-    return values
 
 
 def method_of(config: dict[str, Any]) -> str:

@@ -21,15 +21,7 @@ class StoredWeights:
     """The base's full-precision weights, read one at a time from the files it was loaded from."""
 
     def __init__(self, adapted: Any) -> None:
-        config = adapted.config
-        self.folder = Path(config._name_or_path)
-        if not self.folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            # The files were downloaded when the base was loaded.
-            self.folder = Path(snapshot_download(
-                str(config._name_or_path), local_files_only=True,
-                revision=getattr(config, "_commit_hash", None)))
+        self.folder = Path(adapted.config._name_or_path)  # always a directory: local_files.py
         self._shards = weight_shards(self.folder)
 
     def weight(self, name: str) -> Tensor:

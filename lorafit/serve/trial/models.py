@@ -13,6 +13,7 @@ from lorafit.model.base import load_for_inference, load_tokenizer
 from lorafit.model.generate import end_tokens
 from lorafit.model.several import SeveralAdapters
 from lorafit.model.trained import AdapterSource
+from lorafit.names import is_name
 from lorafit.serve.lineup import Lineup, opened, other_base
 from lorafit.serve.prompts import prompts_of, prompts_of_base
 from lorafit.serve.trial.requests import Defaults, Model, Refused
@@ -77,8 +78,8 @@ class Models:
             if name == self.base_name or (name in self._entries and not replace):
                 raise Refused(f"The lora adapter {name!r} has already been loaded: unload it "
                               "first, or set load_inplace")
-            if not name.strip():
-                raise Refused("lora_name is empty")
+            if not is_name(name):
+                raise Refused("lora_name must be 1 to 64 letters, digits, _, . and -")
             try:
                 source = opened(path, None, self._lineup.model.dtype)
                 problems = other_base(name, source.model, self._lineup.model, self.base_name)
