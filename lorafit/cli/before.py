@@ -21,9 +21,11 @@ from lorafit.recipe.schema import Data, Model, Recipe
 from lorafit.run_dir import RunDir, refuse_target
 
 
-def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
+def check_cheaply(recipe: Recipe, run: RunDir, resume: bool, *, checks: bool = True) -> None:
     """What can be known to be wrong in milliseconds, before anything heavy is imported.
 
+    checks: refuse what the recipe's checks of rows object to; `preview` shows that instead,
+    and `bench` needs rows of any kind.
     UserError with everything that was found.
     """
     problems: list[Problem] = []
@@ -35,7 +37,7 @@ def check_cheaply(recipe: Recipe, run: RunDir, resume: bool) -> None:
     problems += _base_problems(recipe.model)
     if problem := _template_problem(recipe.data.chat_template):
         problems.append(problem)
-    problems += look_at(recipe.data)
+    problems += look_at(recipe.data, checks=checks)
     if problems:
         raise UserError(problems=problems)
 

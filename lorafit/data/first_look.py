@@ -31,11 +31,12 @@ PLACES_SHOWN = 3
 _CHECKS = {"empty_answer": empty_answer, "no_supervised_token": nothing_trained}
 
 
-def look_at(data: Data) -> list[Problem]:
+def look_at(data: Data, *, checks: bool = True) -> list[Problem]:
     """What is wrong with the sources of a recipe, as far as their first rows show it.
 
     Each that is no hub data set is looked for, its format chosen, and up to LOOK_ROWS of its rows
-    read and converted.
+    read and converted. Without `checks` only FIRST_ROWS of each, and nothing that the recipe's
+    checks of rows are about.
     """
     until_s = time.monotonic() + LOOK_S
     problems: list[Problem] = []
@@ -43,15 +44,19 @@ def look_at(data: Data) -> list[Problem]:
         if given.location.is_hub:
             continue
         try:
-            problems += _look(given, data, until_s)
+            problems += _look(given, data if checks else None, until_s)
         except UserError as error:
             problems += error.problems
-    return list(dict.fromkeys(problems)) or _held_out_and_trained(data)
+    if problems or not checks:
+        return list(dict.fromkeys(problems))
+    return _held_out_and_trained(data)
 
 
-def _look(given: Given, data: Data, until_s: float) -> list[Problem]:
-    """What the checks of single rows object to. UserError when the source is missing, empty, or
-    one of its first rows does not fit."""
+def _look(given: Given, data: Data | None, until_s: float) -> list[Problem]:
+    """What the checks of single rows object to, by the recipe's section, where it is given.
+
+    UserError when the source is missing, empty, or one of its first rows does not fit.
+    """
     chosen, mapping, _ = choose_format(first_usable(given), given.format, given.columns)
     if given.location.has_splits:
         return []
@@ -59,12 +64,13 @@ def _look(given: Given, data: Data, until_s: float) -> list[Problem]:
     found: dict[str, list[tuple[Place, str]]] = defaultdict(list)
     rows = 0
     try:
-        for block in _blocks(given, until_s):
+        for block in _blocks(given, FIRST_ROWS if data is None else LOOK_ROWS, until_s):
             parsed, unread = parse_block(block)
             examples, misfits = convert_rows(parsed, chosen, mapping)
             problems += unread + misfits
             rows += len(block)
-            _check(examples, data, found)
+            if data is not None:
+                _check(examples, data, found)
     except UserError as error:
         if given.may_drop or not problems:
             raise
@@ -74,9 +80,9 @@ def _look(given: Given, data: Data, until_s: float) -> list[Problem]:
     return [_finding(check, rows_found) for check, rows_found in found.items()]
 
 
-def _blocks(given: Given, until_s: float) -> Iterator[RawBlock]:
+def _blocks(given: Given, most_rows: int, until_s: float) -> Iterator[RawBlock]:
     blocks = open_blocks(given.location, default_split=given.split, block_rows=FIRST_ROWS)
-    limit = LOOK_ROWS if given.limit is None else min(LOOK_ROWS, given.limit)
+    limit = most_rows if given.limit is None else min(most_rows, given.limit)
     for block in first_rows(blocks, limit):
         yield block
         if time.monotonic() > until_s:

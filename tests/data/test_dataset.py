@@ -290,6 +290,36 @@ def test_the_first_look_finds_what_is_wrong_with_every_source(tmp_path: Path) ->
         "rows.jsonl:2", "none.json", "held.csv:3"]
 
 
+@pytest.mark.parametrize(("row", "check", "what"), [
+    ([("a", {}), ("", {})], "empty_answer", "message 4 (assistant) is empty"),
+    ([("a", {"weight": 0})], "no_supervised_token", "nothing in the row would be trained"),
+])
+def test_the_first_look_finds_what_the_reading_refuses(
+    tmp_path: Path, tokenizer: Any, row: list[tuple[str, dict[str, int]]], check: str, what: str,
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [[turn for answer, more in answers for turn in (
+        {"role": "user", "content": "u"}, {"role": "assistant", "content": answer, **more})]
+        for answers in ([("fine", {})], row)]
+    path.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in rows))
+    data = Data(train=str(path))
+    [problem] = look_at(data)
+    assert problem.what == f"{what}; 1 row is like that"
+    assert problem.where.endswith("rows.jsonl:2")
+    with pytest.raises(UserError, match=what.partition(' (')[0]):
+        read_data(data, tokenizer, 0)
+    assert look_at(data, checks=False) == []  # what preview shows
+    assert look_at(Data(train=str(path), checks={check: "drop"})) == []
+
+
+def test_a_file_that_is_trained_and_held_out_is_found_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "t"}\n')
+    twice = Data(train=str(tmp_path), eval=str(path))
+    assert [problem.what for problem in look_at(twice)] == ["the file is trained on and held out"]
+    assert look_at(Data(train=str(tmp_path), eval=str(path), checks=ALL_ALLOWED)) == []
+
+
 # ---- checks
 
 

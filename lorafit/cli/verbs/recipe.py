@@ -1,4 +1,7 @@
-"""What the verbs on recipes do."""
+"""What the verbs on recipes do.
+
+What prints, like all that is heavy, is imported once the recipe is known to be right.
+"""
 
 import os
 import re
@@ -7,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lorafit import libraries
-from lorafit.cli import show
 from lorafit.cli.before import (
     check_cheaply,
     keep_commits,
@@ -73,6 +75,7 @@ def check(recipe_path: Path, overrides: list[str]) -> None:
     recipe = load_recipe(recipe_path, overrides)
     check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True)
     settle_hub(recipe)
+    from lorafit.cli import show
     from lorafit.model.adapters.add import add_adapter
     from lorafit.model.adapters.facts import describe
     from lorafit.model.base import meta_model
@@ -163,7 +166,7 @@ def bench(recipe_path: Path | None, overrides: list[str], rounds: int, also: str
             for option, key in map(_SAID_BY_RECIPE.__getitem__, given)])
     else:
         recipe = load_recipe(recipe_path, overrides)
-        check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True)
+        check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True, checks=False)
         settle_hub(recipe)
     from lorafit.bench import run, workload
     from lorafit.cli import show_bench
@@ -186,8 +189,9 @@ def preview(recipe_path: Path, overrides: list[str], rows: int | None, places: l
         if not html.absolute().parent.is_dir():
             raise UserError("no such directory", str(html.parent),
                             "make it, or choose another file with --html")
-    check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True)
+    check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True, checks=False)
     settle_hub(recipe)
+    from lorafit.cli import show
     from lorafit.model.base import load_tokenizer
     from lorafit.model.device import find_device
     from lorafit.preview import facts, terminal
@@ -223,6 +227,8 @@ def init(model: str, data: Path, evaluation: Path | None, quantization: str,
                           quantization, f"runs/{_run_name(data)}")
     write_text(output, text)
     print(f"{output} written; the data is read as {shape.format} ({shape.reason})")
+    from lorafit.cli import show
+
     show.next_commands([f"lorafit check {output}", f"lorafit train {output}"])
 
 
@@ -236,6 +242,7 @@ def _run_name(data: Path) -> str:
 
 def _train_here(recipe: Recipe, resume: bool, or_start: bool, stop: StopRequest,
                 started_s: float) -> None:
+    from lorafit.cli import show
     from lorafit.train.run import train as run_training
 
     result = run_training(recipe, resume=resume, or_start=or_start, stop=stop,
@@ -250,6 +257,7 @@ def _smoke(recipe: Recipe, stop: StopRequest, started_s: float) -> None:
     import tempfile
 
     reachable = settle_hub(recipe)
+    from lorafit.cli import show
     from lorafit.export.adapter import export_adapter as run_export
     from lorafit.export.merge import merge as run_merge
     from lorafit.model.trained import open_adapter

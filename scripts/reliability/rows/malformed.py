@@ -16,9 +16,12 @@ def ask_all(setting: Setting, times: int) -> Tally:
     turns with what is drawn; every kind is drawn equally often. Every third is asked of `check`,
     the others of `train`."""
     tally = Tally()
-    for name, kinds, by_hand in (("recipes", recipes.KINDS, written.recipes()),
-                                 ("data", data.KINDS, written.data())):
-        cases = chosen(setting, kinds, by_hand, times // 2)
+    for name, kinds, by_hand, count in (
+            ("recipes", recipes.KINDS, written.recipes(), times // 2),
+            ("data", data.KINDS, written.data(), times - times // 2)):
+        if not count:
+            continue
+        cases = chosen(setting, kinds, by_hand, count)
         with ThreadPoolExecutor(setting.jobs) as pool:
             jobs = [pool.submit(ask, case, "check" if number % 3 == 2 else "train",
                                 setting.work / name / str(number))
