@@ -1,6 +1,6 @@
 """The table of scripts/prove_reliability.py, each row a few times: real processes, really killed.
 
-The counts are small here; `python scripts/prove_reliability.py` asks as often as docs/reliability.md
+Counts are small here; `python scripts/prove_reliability.py` asks as often as docs/reliability.md
 says.
 """
 
