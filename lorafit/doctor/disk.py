@@ -145,7 +145,7 @@ def _nearest(path: Path) -> Path:
 
 
 def _cache() -> Path:
-    from lorafit.data.cache import cache_directory
+    from lorafit.cache_dir import cache_directory
     from lorafit.errors import MachineError
 
     try:

@@ -204,10 +204,10 @@ VARIABLES = (
     Variable("RANK|WORLD_SIZE", _LAUNCHER, _rank, is_fatal=True),
     Variable("LOCAL_RANK|LOCAL_WORLD_SIZE", _LAUNCHER, _local_rank),
     Variable("MASTER_ADDR|MASTER_PORT|TORCHELASTIC_.*|TORCH_ELASTIC_.*", _LAUNCHER),
-    Variable("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "accelerate divides losses by it",
-             lambda value, others: None if value == "1" else (
-                 "accelerate divides every gradient by it", "unset it; lorafit accumulates by "
-                 "itself"), is_fatal=True),
+    Variable("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "not taken from here: lorafit accumulates "
+             "by itself"),
+    Variable("ACCELERATE_USE_(FSDP|DEEPSPEED|MEGATRON_LM)", "", _always(
+        "is refused by lorafit train", "unset it"), is_fatal=True),
     Variable("ACCELERATE_.*", "left by accelerate's launcher or config", _always(
         "changes what accelerate makes of a run", "unset it unless you mean it")),
     Variable("HF_TOKEN|HUGGING_FACE_HUB_TOKEN", "private and gated repositories can be read",

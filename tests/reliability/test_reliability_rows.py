@@ -1,7 +1,7 @@
 """The table of scripts/prove_reliability.py, each row a few times: real processes, really killed.
 
-The counts are small here; docs/reliability.md says how often `python scripts/prove_reliability.py`
-asks.
+Counts are small here; `python scripts/prove_reliability.py` asks as often as docs/reliability.md
+says.
 """
 
 import json

@@ -177,3 +177,15 @@ def test_lengths_of_time(text, seconds):
 def test_what_is_no_length_of_time_is_refused(text):
     with pytest.raises(UserError, match="no length of time"):
         duration_s(text)
+
+
+def test_the_environment_of_accelerate_changes_no_gradient(make_recipe, monkeypatch):
+    plain = make_recipe("plain", data={"eval": None}, training={"steps": 2})
+    run(plain)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    other = make_recipe("other", data={"eval": None}, training={"steps": 2})
+    run(other)
+    assert told(other) == told(plain)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="FSDP is not supported"):
+        run(make_recipe("third", data={"eval": None}))

@@ -104,4 +104,4 @@ def _cases(changes: list[Change]) -> list[Case]:
 
 ROW = Row(
     "failed-writes", "no space, I/O error, read-only, each from every write of a run on",
-    "exit 3 with a message, the last good checkpoint intact, the run can go on", MANY, 12, ask)
+    "exit 3 with a message, the last good checkpoint intact, the run can go on", MANY, 8, ask)

@@ -47,4 +47,4 @@ def ask(setting: Setting, times: int, of: type[Lorafit] | type[Peer] = Lorafit) 
 
 ROW = Row(
     "kill", "kill -9 at a random instant, half of them inside a save; the same command again",
-    "the adapter's SHA-256 is the uninterrupted run's", 200, 6, ask, partial(ask, of=Peer))
+    "the adapter's SHA-256 is the uninterrupted run's", 200, 4, ask, partial(ask, of=Peer))

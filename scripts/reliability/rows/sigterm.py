@@ -57,5 +57,5 @@ def _ask(setting: Setting, times: int, subject: Subject, last: int, *,
 
 ROW = Row(
     "sigterm", "SIGTERM at a random step; the same command again",
-    "committed within one optimizer step, exit 143, the same bytes in the end", 50, 4, ask,
+    "committed within one optimizer step, exit 143, the same bytes in the end", 50, 3, ask,
     of_peer)
