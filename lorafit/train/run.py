@@ -160,6 +160,11 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
     stored = stored_as(config)
     shapes = bases.meta_model(config, trust_remote_code=recipe.model.trust_remote_code)
     refuse_misfit_on_stored(recipe.adapter, stored, shapes)
+    packed = (stored.label if stored is not None and not stored.unpacked
+              else recipe.model.quantization)
+    targets = resolve_targets(shapes, recipe.adapter, packed)
+    remarks = list(targets.remarks)
+    refuse_misfit(shapes, recipe.adapter)
     device, facts = find_device()
     refuse_offloading(training.activation_offloading, device, shapes)
     tokenizer = bases.load_tokenizer(recipe.model)
@@ -175,11 +180,6 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
         report, longest = train_data.report, train_data.report.longest_tokens
     longest = max(longest, held_out.report.longest_tokens if held_out else 0)
     _refuse_too_long(config, longest)
-    packed = (stored.label if stored is not None and not stored.unpacked
-              else recipe.model.quantization)
-    targets = resolve_targets(shapes, recipe.adapter, packed)
-    remarks = list(targets.remarks)
-    refuse_misfit(shapes, recipe.adapter)
 
     text_config = config.get_text_config()
     dtype = auto.dtype(recipe.model.dtype, facts)
