@@ -331,6 +331,11 @@ def damage(directory: Path) -> str | None:
     return None
 
 
+def damage_if_listed(directory: Path) -> str | None:
+    """The same for a directory that may be of an earlier version, without a manifest: None then."""
+    return damage(directory) if (directory / MANIFEST).exists() else None
+
+
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:

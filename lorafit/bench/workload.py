@@ -20,7 +20,7 @@ from lorafit.recipe import auto
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.auto import Decision
 from lorafit.recipe.schema import Recipe, Training
-from lorafit.train.run import prepare
+from lorafit.train.prepare import prepare
 
 
 @dataclass(frozen=True)

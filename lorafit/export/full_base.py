@@ -13,6 +13,7 @@ from pathlib import Path
 from lorafit.errors import UserError
 from lorafit.model.adapters.files import check_adapter_files, only_on, write_for_full_base
 from lorafit.model.trained import AdapterSource
+from lorafit.run_dir import damage_if_listed
 
 FOR_FULL_BASE = "full_precision"  # folder of an exported adapter
 
@@ -37,6 +38,10 @@ def write_converted(source: AdapterSource, folder: Path) -> None:
             f"is valid on the base in {only_on(source.directory)} only: it started from what "
             "quantisation loses (LoftQ), and the start is not beside it", str(source.directory),
             "give the run directory, which holds the start")
+    start = source.run.initial_adapter
+    if problem := damage_if_listed(start):
+        raise UserError(f"the start of the adapter is damaged: {problem}", str(start),
+                        "restore it from a copy of the run")
     write_for_full_base(source.directory, source.run.initial_adapter, folder)
 
 

@@ -145,7 +145,7 @@ def test_the_exported_adapter_is_the_trainers_own_model(make_recipe, train, tmp_
     from lorafit.train import run as running
 
     seen = {}
-    write = running._write_result
+    write = running.write_result
 
     def spy(run, recipe, adapted, result):
         write(run, recipe, adapted, result)
@@ -155,7 +155,7 @@ def test_the_exported_adapter_is_the_trainers_own_model(make_recipe, train, tmp_
         seen["tensors"] = {name: tensor.clone() for name, tensor in
                            get_peft_model_state_dict(adapted).items()}
 
-    monkeypatch.setattr(running, "_write_result", spy)
+    monkeypatch.setattr(running, "write_result", spy)
     recipe = make_recipe(model={"attention": "eager"}, training=LARGE_RATE)
     train(recipe)
     export_adapter(open_adapter(Path(recipe.output.dir)), tmp_path / "exported")

@@ -267,12 +267,12 @@ def test_a_run_with_it_is_the_run_without(make_recipe: Callable[..., Any],
                                           train: Callable[..., Any], checkpointing: str,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole run, with dropout, as on a GPU but for the lanes. `auto` is then `full`."""
-    from lorafit.train import run
+    from lorafit.train import prepare
 
     lanes = LateLanes()
     monkeypatch.setattr(offload, "CudaLanes", lambda device: lanes)
     monkeypatch.setattr(offload, "SMALLEST_BYTES", 1)
-    monkeypatch.setattr(run, "refuse_offloading", lambda *_: None)
+    monkeypatch.setattr(prepare, "refuse_offloading", lambda *_: None)
     found = []
     for wanted, setting in ((False, checkpointing.replace("auto", "full")), (True, checkpointing)):
         recipe = make_recipe(f"run-{wanted}", adapter={"dropout": 0.1}, training={

@@ -80,13 +80,13 @@ def trained_model(train, monkeypatch):
     from lorafit.train import run as running
 
     seen = {}
-    write = running._write_result
+    write = running.write_result
 
     def keep(run, recipe, adapted, result):
         write(run, recipe, adapted, result)
         seen["model"] = adapted
 
-    monkeypatch.setattr(running, "_write_result", keep)
+    monkeypatch.setattr(running, "write_result", keep)
 
     def work(recipe, **options):
         result = train(recipe, **options)

@@ -125,6 +125,18 @@ def test_resume_refuses_a_base_that_changed(make_recipe, shrunken):
         run(recipe, resume=True)
 
 
+def test_resume_refuses_a_start_that_is_damaged(make_recipe):
+    recipe = make_recipe(data={"eval": None}, adapter={"init": "pissa"}, training={"steps": 2})
+    with pytest.raises(Stopped):
+        run(recipe, AskedAt(1, Wish.TERMINATE))
+    file = RunDir(Path(recipe.output.dir)).initial_adapter / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="the start of the adapter is damaged"):
+        run(recipe, resume=True)
+
+
 def test_a_run_that_goes_on_under_other_versions_says_so(make_recipe):
     recipe = make_recipe(data={"eval": None}, training={"steps": 2})
     with pytest.raises(Stopped):
@@ -145,7 +157,7 @@ def test_a_log_that_a_kill_cut_in_the_middle_of_a_line_is_mended(make_recipe):
     directory = RunDir(Path(recipe.output.dir))
     append_jsonl(directory.metrics, {"step": 3, "loss": 1.0})
     with directory.metrics.open("a") as file:
-        file.write('{"step": 4, "lo')
+        file.write('[1]\n{"step": 1, \0}\n{"step": 4, "lo')
     run(recipe, resume=True)
     whole = make_recipe("whole", data={"eval": None})
     run(whole)

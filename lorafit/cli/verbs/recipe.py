@@ -80,7 +80,8 @@ def check(recipe_path: Path, overrides: list[str]) -> None:
     from lorafit.model.adapters.facts import describe
     from lorafit.model.base import meta_model
     from lorafit.train.display import make_display
-    from lorafit.train.run import Record, prepare
+    from lorafit.train.prepare import prepare
+    from lorafit.train.record import Record
 
     prepared = prepare(recipe, ranks=1, watch=make_display(True).rows_tokenised)
     model = meta_model(prepared.config, trust_remote_code=recipe.model.trust_remote_code)
