@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# WORKERS: processes that run the tests, each with one thread.
+WORKERS ?= 2
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: help quickstart install dev check test test-long docs docs-check clean
@@ -45,7 +47,7 @@ check: $(VENV)/.dev
 	@$(MAKE) --no-print-directory docs-check
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -m long
@@ -53,7 +55,7 @@ test-long: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/lorafit schema --markdown > docs/recipe.md
 	$(BIN)/lorafit schema > docs/recipe.schema.json
-	LORAFIT_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/data/test_templates.py tests/methods/test_methods_page.py \
+	LORAFIT_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/data/test_templates.py \
 	  tests/methods/test_methods_page.py tests/doctor/test_tested_versions.py
 
 docs-check: $(VENV)/.runtime

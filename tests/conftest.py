@@ -16,6 +16,8 @@ from hypothesis import settings
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of two processes on the same cores only wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["LORAFIT_DEVICE"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -96,31 +96,6 @@ def test_python_dash_m_prints_the_version():
     assert said(lorafit("--version")).split() == ["lorafit", package.__version__]
 
 
-def test_nothing_opens_a_socket_in_a_run_on_local_files(make_recipe, tmp_path):
-    """An audit hook in the process sees every connection attempt."""
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(make_recipe(training={"steps": 2}).model_dump()))
-    script = f"""
-import sys
-opened = []
-def hook(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.bind"):
-        opened.append(event)
-sys.addaudithook(hook)
-sys.argv = ["lorafit", "train", {str(path)!r}]
-from lorafit.cli.main import _run
-code = _run()
-assert code == 0, code
-assert not opened, opened
-print("quiet")
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
-                          timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().endswith("quiet")
-
-
 @pytest.mark.parametrize("verb", [
     "train", "check", "bench", "preview", "targets", "init", "schema", "generate", "eval",
     "inspect", "combine", "merge", "serve", "chat", "export-adapter", "cache"])
