@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from lorafit.errors import MachineError
 
@@ -49,17 +50,28 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         with _handing_on():
             elastic_launch(config, sys.executable)("-m", "lorafit", *arguments)
     except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
-        if first.exitcode < 0:  # killed: it could not say so itself
-            print(f"error: rank {first.local_rank} was killed by "
-                  f"{signal.Signals(-first.exitcode).name}, so the others ended too; out of memory "
-                  "is a common cause\n    the last checkpoint is intact: go on with --resume",
-                  file=sys.stderr)
-            return MachineError.exit_code
-        return int(first.exitcode)
+        return _code_of(list(error.failures.values()))
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def _code_of(failures: Sequence[Any]) -> int:
+    """The exit code of a job by how its ranks failed, the first of them first. What a rank could
+    not say itself, because it was killed, is said here."""
+    failures = sorted(failures, key=lambda failure: failure.timestamp)
+    killed = [each for each in failures if each.exitcode < 0]
+    unasked = [each for each in killed if -each.exitcode not in (signal.SIGTERM, signal.SIGINT)]
+    if unasked:
+        print(f"error: rank {unasked[0].local_rank} was killed by "
+              f"{signal.Signals(-unasked[0].exitcode).name}, so the others ended too; "
+              "out of memory is a common cause\n    the last checkpoint is intact: go on with "
+              "--resume", file=sys.stderr)
+        return MachineError.exit_code
+    if killed == failures:  # asked to stop before they had anything to keep
+        print("error: stopped before the first step", file=sys.stderr)
+        return 128 - int(failures[0].exitcode)
+    return next(int(each.exitcode) for each in failures if each.exitcode > 0)
 
 
 _LAUNCHER = "LORAFIT_LAUNCHER_PID"

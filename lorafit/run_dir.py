@@ -285,8 +285,10 @@ def _is_left_over(path: Path) -> bool:
 
 
 def refuse_full_disk(directory: Path, needs_bytes: int, what: str, remedy: str) -> None:
-    """MachineError unless `needs_bytes` are free where `directory` lies."""
-    free_bytes = shutil.disk_usage(directory).free
+    """MachineError unless `needs_bytes` are free where `directory` lies, or is going to."""
+    ancestor = next(place for place in (directory, *directory.absolute().parents)
+                    if place.exists())
+    free_bytes = shutil.disk_usage(ancestor).free
     if free_bytes < needs_bytes:
         raise MachineError(f"{directory}: no room for {what}: it takes {needs_bytes / 1e6:,.1f} MB "
                            f"and {free_bytes / 1e6:,.1f} MB are free\n    {remedy}")

@@ -25,8 +25,8 @@ import lorafit.cli.commands.doctor  # noqa: F401
 
 
 # How gloo and NCCL say that a process at the other end has gone.
-_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "remote process exited",
-              "ncclRemoteError", "ncclSystemError")
+_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "connectFullMesh failed",
+              "remote process exited",              "ncclRemoteError", "ncclSystemError")
 
 
 def main() -> None:

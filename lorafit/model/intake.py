@@ -237,7 +237,8 @@ def _in_adapter_config(config: dict[str, Any], where: str) -> Iterator[Problem]:
             yield Problem(f"{key} is no text", where, "copy it again")
     method = config.get("lorafit_method")
     if method is not None and (method not in METHODS or METHODS[str(method)].config):
-        yield Problem(f"{str(method)[:80]!r} is no method of lorafit", where, "copy it again")
+        yield Problem(f"{str(method)[:80]!r} is no method of lorafit", where,
+                      "it is of another version of lorafit, which can read it, or damaged")
 
 
 def _slow_patterns(config: dict[str, Any], where: str) -> Iterator[Problem]:

@@ -43,7 +43,13 @@ from lorafit.train.display import Display, make_display
 from lorafit.train.loop import Job, run_loop
 from lorafit.train.memory import Fit, fit_of
 from lorafit.train.optimizer import build_optimizer
-from lorafit.train.prepare import first_rows, micro_batch_size, most_tokens, prepare
+from lorafit.train.prepare import (
+    Prepared,
+    first_rows,
+    micro_batch_size,
+    most_tokens,
+    prepare,
+)
 from lorafit.train.record import (
     Record,
     Result,
@@ -91,8 +97,8 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     with ExitStack() as held:
         begin = partial(_where_to_begin, recipe, run, resume, or_start, held)
         resume, checkpoint, skipped = _decided_by_main(accelerator, begin)
-        return _train(accelerator, with_date(recipe, run, resume), run, resume, checkpoint, skipped,
-                      announce, started_s, stop or StopRequest())
+        return _train(accelerator, with_date(recipe, run, resume), run, held, resume, checkpoint,
+                      skipped, announce, started_s, stop or StopRequest())
 
 
 def refuse_other_engines() -> None:
@@ -109,22 +115,35 @@ def _where_to_begin(recipe: Recipe, run: RunDir, resume: bool, or_start: bool,
                     held: ExitStack) -> tuple[bool, Path | None, list[str]]:
     """Whether a run is resumed, from which checkpoint, and what a reader should know of it.
 
-    Takes the lock until `held` is closed, and clears away what a killed process left half done.
+    A run that is resumed is locked until `held` is closed; a new one once its directory is made, so
+    that what is refused leaves nothing behind.
     """
     resume = resume and (run.holds_a_run() or not or_start)
     if resume:
         refuse_changes(with_date(recipe, run, resume), run)
     else:
         run.refuse_taken()
-    lock = held.enter_context(RunLock(run))
-    for directory in (run.path, run.checkpoints):
-        clear_left_overs(directory)
-    if not resume:
         return False, None, []
+    lock = _locked(run, held)
     checkpoint, skipped = newest_good_checkpoint(run)
     if lock.stale is not None:
         skipped.insert(0, f"{lock.stale}, ended without a word")
     return True, checkpoint, skipped
+
+
+def _locked(run: RunDir, held: ExitStack) -> RunLock:
+    """Lock a run, and clear away what a killed process left half done."""
+    lock = held.enter_context(RunLock(run))
+    for directory in (run.path, run.checkpoints):
+        clear_left_overs(directory)
+    return lock
+
+
+def _begin(recipe: Recipe, run: RunDir, prepared: Prepared, held: ExitStack) -> None:
+    """Make the directory of a new run, with what it begins with."""
+    _locked(run, held)
+    run.create()
+    write_inputs(run, recipe, prepared)
 
 
 def _decided_by_main(accelerator: Any, decide: Callable[[], Any]) -> Any:
@@ -146,9 +165,9 @@ def _decided_by_main(accelerator: Any, decide: Callable[[], Any]) -> Any:
     return decided
 
 
-def _train(accelerator: Any, recipe: Recipe, run: RunDir, resume: bool, checkpoint: Path | None,
-           skipped: list[str], announce: Callable[[Record], None], started_s: float,
-           stop: StopRequest) -> Result:
+def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resume: bool,
+           checkpoint: Path | None, skipped: list[str], announce: Callable[[Record], None],
+           started_s: float, stop: StopRequest) -> Result:
     display = make_display(accelerator.is_main_process)
     digest = base_digest(recipe.model.base)
     if resume and digest is not None:
@@ -178,9 +197,9 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, resume: bool, checkpoi
     rule = step_rule(adapted)
     if accelerator.is_main_process:
         refuse_small_disk(run, adapted, recipe.training.keep_checkpoints)
-        if not resume:
-            run.create()
-            write_inputs(run, recipe, prepared)
+    if not resume:
+        _decided_by_main(accelerator, partial(_begin, recipe, run, prepared, held))
+    if accelerator.is_main_process:
         keep_start(run, recipe, adapted)
     accelerator.wait_for_everyone()
 
@@ -224,7 +243,7 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, resume: bool, checkpoi
         announce(record)
 
     timer = _FirstStep(display, started_s)
-    stop.is_training = True
+    stop.training()
     job = Job(
         accelerator, summed_loss, adapted, optimizer, prepared.feed, prepared.held_out, layout,
         prepared.tokenizer.pad_token_id or 0, recipe.training, prepared.plan, run, timer,

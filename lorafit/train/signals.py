@@ -3,15 +3,18 @@
 SIGTERM and SIGINT end a run after the optimizer step that is under way, SIGUSR1 commits a
 checkpoint and goes on, and so does `--stop-after` end it. Before the first step, while libraries,
 data and weights are loaded, there is nothing to keep: a signal then ends the process at once, and
-so does a second SIGINT at any time.
+so does a second SIGINT at any time. One of several ranks leaves SIGTERM to the system until then:
+it may be waiting, deep inside a library, for a rank that has died, where no handler runs.
 """
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import partial
 from types import FrameType
+from typing import Any
 
 from lorafit.errors import DEADLINE_EXIT_CODE, Stopped
 
@@ -45,13 +48,15 @@ if hasattr(signal, "SIGUSR1"):
 
 
 class StopRequest:
-    """What this process was asked for. `is_training` says whether the loop looks at it yet.
+    """What this process was asked for.
 
     deadline_s: perf_counter at which the run is to end; None for never.
     """
 
-    def __init__(self, deadline_s: float | None = None) -> None:
-        self.is_training = False
+    def __init__(self, deadline_s: float | None = None,
+                 on_training: Callable[[], None] = lambda: None) -> None:
+        self._is_training = False
+        self._on_training = on_training
         self._deadline_s = deadline_s
         self._asked = Wish.NOTHING
 
@@ -60,6 +65,11 @@ class StopRequest:
         if self._deadline_s is not None and time.perf_counter() >= self._deadline_s:
             return max(self._asked, Wish.DEADLINE)
         return self._asked
+
+    def training(self) -> None:
+        """From now on the loop looks at what is asked."""
+        self._is_training = True
+        self._on_training()
 
     def saved(self) -> None:
         """A checkpoint was committed, so that it is no longer asked for."""
@@ -72,17 +82,24 @@ class StopRequest:
             raise KeyboardInterrupt
         # Kept even when it ends the process here: an exception is lost where nobody may raise one.
         self._asked = max(self._asked, asked)
-        if asked.ends and not self.is_training:
+        if asked.ends and not self._is_training:
             raise asked.stopped("stopped before the first step")
 
 
 @contextmanager
-def listening(deadline_s: float | None = None) -> Iterator[StopRequest]:
-    """Install the handlers, and put the old ones back afterwards."""
-    request = StopRequest(deadline_s)
-    before = {number: signal.signal(number, request.handle) for number in _OF_SIGNAL}
+def listening(deadline_s: float | None = None, *, is_rank: bool = False) -> Iterator[StopRequest]:
+    """Install the handlers, and put the old ones back afterwards. is_rank: one of several."""
+    before: dict[int, Any] = {}
+
+    def install(number: int) -> None:
+        before[number] = signal.signal(number, request.handle)
+
+    request = StopRequest(deadline_s, partial(install, signal.SIGTERM) if is_rank else lambda: None)
+    for number in _OF_SIGNAL:
+        if not (is_rank and number == signal.SIGTERM):
+            install(number)
     try:
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for installed, handler in before.items():
+            signal.signal(installed, handler)

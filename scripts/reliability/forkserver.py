@@ -76,8 +76,10 @@ class Server:
                 _be_child(request, self.connection)
             self.running[process] = request["id"]
             self._answer(id=request["id"], process=process)
-        elif request["process"] in self.running:  # not reaped yet, so the number is still its own
-            os.kill(request["process"], request["signal"])
+        else:
+            if request["process"] in self.running:  # not reaped yet: the number is still its own
+                os.kill(request["process"], request["signal"])
+            self._answer(id=request["id"], signalled=True)
 
     def _reap(self) -> None:
         while True:

@@ -29,8 +29,9 @@ ENVIRONMENT = {
 class Process:
     """One that was started. number: the process's; code: its exit code, −N after signal N."""
 
-    def __init__(self, forks: "Forks", output: Path, errors: Path) -> None:
-        self._forks = forks
+    def __init__(self, forks: "Forks", id: int, output: Path, errors: Path) -> None:
+        self._forks, self.id = forks, id
+        self._signalled = threading.Event()
         self._output, self._errors = output, errors
         self._started, self._ended = threading.Event(), threading.Event()
         self.number = 0
@@ -55,8 +56,10 @@ class Process:
         return not self._ended.is_set()
 
     def send(self, number: int) -> None:
-        """A signal; nothing where the process has ended."""
-        self._forks.ask(do="signal", process=self.number, signal=int(number))
+        """A signal, sent when this returns; nothing where the process has ended."""
+        self._signalled.clear()
+        self._forks.ask(do="signal", id=self.id, process=self.number, signal=int(number))
+        self._signalled.wait(10)
 
     @property
     def seconds(self) -> float:
@@ -76,6 +79,8 @@ class Process:
             self.number = answer["process"]
             self.started_s = time.monotonic()
             self._started.set()
+        elif "signalled" in answer:
+            self._signalled.set()
         else:
             self.code, self.ended_s = answer["code"], answer["ended_s"]
             self._ended.set()
@@ -117,8 +122,8 @@ class Forks:
         output, errors = folder / f"{name}.out", folder / f"{name}.err"
         output.touch()
         errors.touch()
-        process = Process(self, output, errors)
         number = next(self._numbers)
+        process = Process(self, number, output, errors)
         self._processes[number] = process
         self.ask(do="start", id=number, command=list(command), folder=str(folder),
                  output=str(output), errors=str(errors), environment=environment or {},

@@ -263,7 +263,7 @@ def test_a_base_that_is_no_model_directory_is_refused(folder: Path) -> None:
     assert "model.base: ./base: is a directory without a config.json" in said
     Path("base/config.json").write_text("[]")
     said = refused(folder, "train", "r.yaml")
-    assert "model.base: ./base: its config.json cannot be read" in said
+    assert "base/config.json: is damaged: not a JSON object" in said
 
 
 def test_a_hub_name_without_network_says_so_and_points_to_tiny(folder: Path) -> None:

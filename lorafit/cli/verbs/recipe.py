@@ -32,7 +32,8 @@ from lorafit.train.signals import StopRequest, listening
 def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bool,
           stop_after_s: float | None, processes: int | None, smoke: bool, started_s: float) -> None:
     # From here on: while libraries are loaded, a signal ends the process with the documented code.
-    with listening(None if stop_after_s is None else started_s + stop_after_s) as stop:
+    deadline_s = None if stop_after_s is None else started_s + stop_after_s
+    with listening(deadline_s, is_rank=started_by_a_launcher()) as stop:
         recipe = load_recipe(recipe_path, overrides)
         if smoke:
             _smoke(recipe, stop, started_s)

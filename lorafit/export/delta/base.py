@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 
 from lorafit.errors import UserError
-from lorafit.model.local_files import local_files
+from lorafit.model.local_files import is_hub_id, local_files
+from lorafit.model.tensor_headers import check_tensor_file
 from lorafit.model.weight_files import weight_shards
 from lorafit.recipe.schema import Model
 
@@ -45,7 +46,11 @@ class BaseWeights:
 def open_base(model: Model) -> BaseWeights | None:
     """The base's weights where they are on this machine, None otherwise."""
     try:
-        folder, _ = local_files(model, weights=True, download=False)
-        return BaseWeights(folder, weight_shards(folder))
+        # A directory may lack files of layers that nobody asks for.
+        folder, _ = local_files(model, weights=is_hub_id(model.base), download=False)
+        shards = weight_shards(folder)
+        for file in {file for file in shards.values() if file.exists()}:
+            check_tensor_file(file)
+        return BaseWeights(folder, shards)
     except UserError:
         return None
