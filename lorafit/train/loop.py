@@ -118,6 +118,8 @@ def run_loop(job: Job, progress: Progress) -> Progress:
         except NotFinite as error:
             _skip(job, progress, work, error)
             wish = error.wish
+        if job.accelerator.num_processes == 1:  # what came since the step looked; ranks must agree
+            wish = max(wish, job.stop.wish)
         is_last = progress.step == plan.total_steps
         is_best = False
         if is_last or progress.step % plan.eval_every == 0:
