@@ -12,9 +12,6 @@ from typing import Any
 
 from lorafit.errors import MachineError
 
-# How long ranks have to end after one of them failed. Not after a signal: see _handing_on.
-_LAST_WORDS_S = 15
-
 
 def started_by_a_launcher() -> bool:
     """Whether this process is already a rank of accelerate launch, torchrun or lorafit itself."""
@@ -39,7 +36,6 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // processes))
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_LAST_WORDS_S))
     os.environ[_LAUNCHER] = str(os.getpid())
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex,
