@@ -38,6 +38,7 @@ from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.auto import Decision
 from lorafit.train.optimizer import build_optimizer
 from lorafit.train.step import train_step
+from lorafit.train.strategy.strategy import Strategy
 
 _LEARNING_RATE = 1e-5  # small, so that what is measured stays what was checked
 _TOTAL_STEPS = 10_000  # more than are ever measured; for methods with a schedule of their own
@@ -189,26 +190,14 @@ class Side:
         return storage_bytes([t for t in tensors if t.device.type == self.workload.device.type])
 
 
-class _OneProcess:
-    """What `train_step` asks of accelerate, for a single process. Notes when the gradients are
-    there."""
+class _OneProcess(Strategy):
+    """Notes when the gradients are there."""
 
-    num_processes = 1
-    process_index = 0
+    computed_s = 0.0
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.computed_s = 0.0
-
-    def backward(self, loss: Any) -> None:
-        loss.backward()
-
-    def reduce(self, totals: Tensor, reduction: str) -> Tensor:
+    def sum(self, tensor: Tensor) -> Tensor:
         self.computed_s = now_s(self.device)
-        return totals
-
-    def clip_grad_norm_(self, parameters: list[nn.Parameter], limit: float) -> Tensor:
-        return nn.utils.clip_grad_norm_(parameters, limit)
+        return tensor
 
 
 def build_floor(workload: Workload) -> Side:

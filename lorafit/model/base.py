@@ -9,6 +9,7 @@ import torch
 
 from lorafit.errors import UserError
 from lorafit.model.device import find_device
+from lorafit.model.four_bits import hold_in_4_bits
 from lorafit.model.intake import CODE_REMEDY
 from lorafit.model.local_files import TINY, is_hub_id, local_files, resolve_base
 from lorafit.model.stored import prepare_settings, refuse_unusable, stored_as
@@ -120,10 +121,14 @@ def takes_attention_functions(config: Any) -> bool:
     return bool(getattr(model_class, "_supports_attention_backend", False))
 
 
-def load_base(section: Model, dtype: str, attention: str, device: torch.device) -> Any:
+def load_base(section: Model, dtype: str, attention: str, device: torch.device | None, *,
+              quantises_later: bool = False) -> Any:
     """The base model on `device`, frozen, in evaluation mode.
 
-    `dtype` and `attention` are decided values. UserError when it cannot be loaded so.
+    `dtype` and `attention` are decided values. Without a device its weights stay in their files,
+    which all processes of a machine map to the same memory where `dtype` is as on disk; with
+    `quantises_later` 4-bit layers come to be when they are moved to a device. UserError when it
+    cannot be loaded so.
     """
     from transformers import AutoModelForCausalLM
 
@@ -131,7 +136,9 @@ def load_base(section: Model, dtype: str, attention: str, device: torch.device) 
     folder, _ = local_files(section, weights=True)
     options: dict[str, Any] = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention}
     config = load_config(section)
-    if (stored := stored_as(config)) is not None:
+    if device is None:
+        pass
+    elif (stored := stored_as(config)) is not None:
         prepare_settings(config, stored, dtype)
         options["config"] = config
         if device.type != "cpu":
@@ -154,6 +161,10 @@ def load_base(section: Model, dtype: str, attention: str, device: torch.device) 
     except Exception as error:
         raise _cannot_load(section, error) from None
     _refuse_missing_weights(section, loaded["missing_keys"])
+    if device is None and section.quantization != "none":
+        hold_in_4_bits(model, section.quantization, TORCH_DTYPES[dtype],
+                       double_quantization=section.double_quantization,
+                       device=None if quantises_later else torch.device("cpu"))
     keep_weights_as_they_are(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-from torch import nn
 
-from lorafit.errors import UserError
 from lorafit.model.base import TORCH_DTYPES, keep_weights_as_they_are, quiet_libraries
+from lorafit.model.four_bits import hold_in_4_bits
 
 
 def random_base(config: Any, dtype: str, attention: str, device: torch.device, *,
@@ -25,32 +24,9 @@ def random_base(config: Any, dtype: str, attention: str, device: torch.device, *
                                                       attn_implementation=attention)
     model.requires_grad_(False)
     if quantization != "none":
-        _quantise(model, quantization, TORCH_DTYPES[dtype], device)
+        hold_in_4_bits(model, quantization, TORCH_DTYPES[dtype], device=device,
+                       key="--quantization")
     keep_weights_as_they_are(model)
     model.config.use_cache = False
     return model.eval()
 
-
-def _quantise(model: Any, kind: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Put bitsandbytes' 4-bit layers in place of the linear ones, as loading does."""
-    try:
-        from bitsandbytes.nn import Linear4bit, Params4bit
-    except ImportError:
-        raise UserError(f"{kind} needs bitsandbytes, which is not installed", "--quantization",
-                        "pip install 'lorafit[quantization]'") from None
-    head = model.get_output_embeddings()
-    names = [name for name, module in model.named_modules()
-             if type(module) is nn.Linear and module is not head]
-    for name in names:  # by name, so that each weight goes once it is quantised
-        module = model.get_submodule(name)
-        with torch.device("meta"):
-            layer: Any = Linear4bit(module.in_features, module.out_features,
-                                    module.bias is not None, dtype, compress_statistics=True,
-                                    quant_type=kind)
-        weight = Params4bit(module.weight.detach(), requires_grad=False, compress_statistics=True,
-                            quant_type=kind, module=layer)
-        layer.weight = weight.to(device)
-        if module.bias is not None:
-            layer.bias = module.bias
-        model.set_submodule(name, layer.requires_grad_(False))
-    model.is_loaded_in_4bit = True

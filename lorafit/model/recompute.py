@@ -18,7 +18,9 @@ from lorafit.kernels.cross_entropy import tokens_at_once
 from lorafit.model.fast.experts import FastExperts
 from lorafit.model.fast.mlp import FastGatedMlp
 from lorafit.model.fast.proof import TOKENS, small_row
+from lorafit.model.inventory import decoder_layers
 from lorafit.model.loss import SummedLoss
+from lorafit.model.parts import local_part
 from lorafit.recipe import auto
 from lorafit.recipe.auto import IN_RECIPE, Decision
 
@@ -90,21 +92,28 @@ def kept_bytes(module: SummedLoss, device: torch.device) -> int:
     out. Draws nothing from the generators."""
     row = small_row(module.model, device)
     attention_mask = None if "documents" in row else row["attention_mask"]
-    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    own: set[int] = set()
     kept: dict[int, int] = {}
 
+    def note_weights(part: nn.Module, *_: Any) -> None:
+        own.update(_storage(t) for t in (*part.parameters(), *part.buffers()))
+
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if (storage := _storage(tensor)) not in own:
+            kept[storage] = tensor.untyped_storage().nbytes()
         return tensor
 
+    note_weights(module)
+    # Where weights are cut up, a layer's are whole while it is computed, and then only.
+    hooks = [layer.register_forward_pre_hook(note_weights) for layer in _layers(module)]
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad(), \
             saved_tensors_hooks(note, lambda tensor: tensor):
         # Held until all is counted, so that no memory is used twice.
         loss = module(row["input_ids"], attention_mask, row["input_ids"],
                       position_ids=row.get("position_ids"), documents=row.get("documents"))
+    for hook in hooks:
+        hook.remove()
     del loss
     return sum(kept.values())
 
@@ -112,12 +121,28 @@ def kept_bytes(module: SummedLoss, device: torch.device) -> int:
 def held_bytes(module: nn.Module, device: torch.device) -> int:
     """What is there in any case: weights, gradients and AdamW's two states of what is trained
     (float32), and the logits of a chunk with their gradient."""
-    weights = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    weights = sum(local_part(t).nbytes for t in (*module.parameters(), *module.buffers()))
+    trained = sum(local_part(p).numel() for p in module.parameters() if p.requires_grad)
+    if any(local_part(p) is not p for p in module.parameters()):  # one is whole, one on its way
+        weights += 2 * max(sum(p.nbytes for p in layer.parameters()) for layer in _layers(module))
     model: Any = module.model
     vocabulary = model.config.get_text_config().vocab_size
     logits = 10 * vocabulary * tokens_at_once(vocabulary, device)
     return int(weights + 12 * trained + logits)
+
+
+def _layers(module: Any) -> Sequence[nn.Module]:
+    """The decoder's; none where they are not found."""
+    try:
+        return list(decoder_layers(module.model))
+    except UserError:
+        return []
+
+
+def _storage(tensor: Tensor) -> int:
+    """The same for all views of one memory, also when that is given back and taken again."""
+    number: int = local_part(tensor).untyped_storage()._cdata
+    return number
 
 
 def _keep_inner(mlps: Sequence[FastGatedMlp | FastExperts], keeps: bool) -> None:

@@ -192,6 +192,27 @@ def activation_checkpointing(kept_bytes: dict[str, float], held_bytes: int, memo
     return Decision(key, chosen, reason)
 
 
+# Of a device's memory, for a base that every device holds: activations, logits and the adapter's
+# state need the rest.
+_BASE_SHARE = 0.6
+
+
+def strategy(setting: str, ranks: int, base_bytes: int, memory_bytes: int,
+             why_not_sharded: str | None) -> Decision:
+    """ddp where a device holds the base with room to train, otherwise fsdp. Memory is a rank's."""
+    key = "strategy"
+    if setting != "auto":
+        return Decision(key, setting, "set on the command line")
+    base, memory = base_bytes / 1e9, memory_bytes / 1e9
+    held = f"the base takes {base:,.2g} GB of each rank's {memory:,.3g} GB"
+    if base_bytes <= _BASE_SHARE * memory_bytes:
+        return Decision(key, "ddp", held)
+    if why_not_sharded is not None:
+        return Decision(key, "ddp", f"{held}, and cannot be sharded: {why_not_sharded}")
+    return Decision(key, "fsdp", f"{held}, more than {_BASE_SHARE:.0%}, so it is cut up among "
+                    f"{ranks}")
+
+
 def total_rows(epochs: float | None, steps: int | None, batch_size: int, rows: int) -> int:
     """Rows that a run trains on, repetitions counted."""
     if steps is not None:

@@ -36,6 +36,7 @@ class Method:
     (import, name for pip). needs_option: an option without which it trains nothing. unused: peft's
     fields that have no effect here, with the reason. why_not_packed: why several sequences cannot
     stand in one row. why_not_recomputed: why activation checkpointing is refused.
+    why_not_sharded: why its weights cannot be cut up among ranks.
     """
 
     summary: str
@@ -58,6 +59,7 @@ class Method:
     why_not_packed: str = ""
     calls_layers: bool = False  # itself, without telling them where sequences of a row end
     why_not_recomputed: str = ""
+    why_not_sharded: str = ""
 
     @property
     def is_own(self) -> bool:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorafit.errors import DivergedError, UserError
-from lorafit.model.adapters.files import CONFIG, WEIGHTS, restore_adapter, save_adapter, save_rest
+from lorafit.model.adapters.files import CONFIG, WEIGHTS, save_adapter, save_rest
 from lorafit.model.adapters.step_rule import StepRule
 from lorafit.run_dir import (
     MANIFEST,
@@ -33,6 +33,7 @@ from lorafit.run_dir import (
     write_manifest,
     write_text,
 )
+from lorafit.train.strategy.strategy import ALONE, Strategy
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
@@ -65,15 +66,31 @@ class Progress:
     skipped_steps: int = 0
 
 
-def save_checkpoint(run: RunDir, adapted: Any, optimizer: Any, progress: Progress,
-                    keep: int, rule: StepRule | None = None) -> Path:
-    """Commit a checkpoint of `progress.step` and remove those no longer wanted.
+def whole_state(optimizer: Any, strategy: Strategy = ALONE) -> dict[str, Any]:
+    """The optimizer's state_dict, of which the main rank has the tensors whole. All ranks together.
+    """
+    def whole(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            gathered = strategy.whole_tensor(value)
+            return gathered.detach().cpu() if strategy.is_main else None
+        if isinstance(value, dict):
+            return {key: whole(item) for key, item in value.items()}
+        return value
+
+    state: dict[str, Any] = optimizer.state_dict()
+    return {**state, "state": whole(state["state"])}
+
+
+def save_checkpoint(run: RunDir, adapted: Any, optimizer_state: dict[str, Any],
+                    progress: Progress, keep: int, rule: StepRule | None = None) -> Path:
+    """Commit a checkpoint of `progress.step` and remove those no longer wanted. The weights in
+    `adapted` and the optimizer's state are whole.
 
     MachineError when there is no room or the disk refuses, DivergedError when a number in it is
     not finite; the checkpoints before it stay as they are.
     """
     path = run.checkpoint(progress.step)
-    tensors, plain = _flatten(optimizer.state_dict())
+    tensors, plain = _flatten(optimizer_state)
     own = {} if rule is None else rule.state()
     _refuse_not_finite(adapted, tensors | own, progress.step)
     good = run.list_checkpoints()
@@ -185,12 +202,18 @@ def set_aside_damaged(run: RunDir, good: Path | None) -> None:
         write_text(run.latest, f"{good.name} {sha256(good / MANIFEST)}\n")
 
 
-def load_checkpoint(path: Path, adapted: Any, optimizer: Any,
-                    rule: StepRule | None = None) -> Progress:
-    """Put weights and optimizer state back; the progress is returned."""
+def load_checkpoint(path: Path, optimizer: Any, rule: StepRule | None = None,
+                    strategy: Strategy = ALONE) -> Progress:
+    """Put back all but the weights (`restore_adapter`); the progress is returned."""
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    restore_adapter(adapted, path)
-    optimizer.load_state_dict(_unflatten(load_file(path / OPTIMIZER), state["optimizer"]))
+    values = _unflatten(load_file(path / OPTIMIZER), state["optimizer"])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, of_one in values["state"].items():
+        p = parameters[number]
+        for name, value in of_one.items():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape:
+                of_one[name] = strategy.part_of(value, p)
+    optimizer.load_state_dict(values)
     if rule is not None:
         rule.load_state(load_file(path / RULE))
     return saved_progress(path)

@@ -1,7 +1,7 @@
 """Held-out loss over every supervised token, the same on any number of ranks."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from lorafit.data.packing import Layout, MicroBatch, split_rows
 from lorafit.data.tokens import Tokens
 from lorafit.train.memory import Fit, free_memory, ran_out_of_memory
 from lorafit.train.signals import StopRequest, Wish
+from lorafit.train.strategy.strategy import Strategy
 
 _ASKED_EVERY = 8  # micro-batches, where ranks have to agree on whether to stop
 
@@ -28,7 +29,7 @@ class HeldOut(Protocol):
 
 
 @torch.no_grad()
-def held_out_loss(accelerator: Any, module: nn.Module, data: HeldOut, layout: Layout,
+def held_out_loss(strategy: Strategy, module: nn.Module, data: HeldOut, layout: Layout,
                   pad_id: int, fit: Fit, stop: StopRequest) -> float | Wish:
     """Mean loss in nats per supervised token; a message's weight counts as in training.
 
@@ -37,23 +38,23 @@ def held_out_loss(accelerator: Any, module: nn.Module, data: HeldOut, layout: La
     """
     was_training = module.training
     module.eval()
-    device = accelerator.device
+    device = strategy.device
     wide = torch.float32 if device.type == "mps" else torch.float64
     totals = torch.zeros(2, dtype=wide, device=device)
-    parts = split_rows(data.lengths, layout, accelerator.num_processes)
-    mine = parts[accelerator.process_index :: accelerator.num_processes]
+    parts = split_rows(data.lengths, layout, strategy.shares)
+    mine = parts[strategy.share :: strategy.shares]
     try:
         for number, part in enumerate(mine):
             totals += _of_part(module, data, part, layout, pad_id, device, fit).to(wide)
             asked = stop.wish
-            if accelerator.num_processes > 1:
-                asked = (_agreed(accelerator, asked) if number % _ASKED_EVERY == 0
+            if strategy.ranks > 1:
+                asked = (_agreed(strategy, asked) if number % _ASKED_EVERY == 0
                          else Wish.NOTHING)
             if asked.ends:
                 return asked
     finally:
         module.train(was_training)
-    loss, weight = accelerator.reduce(totals, reduction="sum").tolist()
+    loss, weight = strategy.sum(totals).tolist()
     return float(loss / (weight or 1.0))
 
 
@@ -81,9 +82,9 @@ def _of_pieces(module: nn.Module, data: HeldOut, pieces: Sequence[MicroBatch], l
     return totals
 
 
-def _agreed(accelerator: Any, asked: Wish) -> Wish:
+def _agreed(strategy: Strategy, asked: Wish) -> Wish:
     """The largest wish of all ranks."""
     wishes = torch.tensor([asked is each for each in Wish], dtype=torch.float32,
-                          device=accelerator.device)
-    wished = accelerator.reduce(wishes, reduction="sum").tolist()
+                          device=strategy.device)
+    wished = strategy.sum(wishes).tolist()
     return max(each for each, ranks in zip(Wish, wished, strict=True) if ranks)

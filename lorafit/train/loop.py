@@ -7,18 +7,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from lorafit.data.batches import Batch, collate
 from lorafit.data.dataset import TokenisedData
 from lorafit.data.feed import Feed, StepExamples
 from lorafit.data.packing import Layout, MicroBatch, split_rows
-from lorafit.errors import DivergedError, LorafitError
+from lorafit.errors import DivergedError, LorafitError, MachineError
 from lorafit.model.adapters.step_rule import StepRule
 from lorafit.recipe.schema import Training
 from lorafit.run_dir import RunDir, append_jsonl, write_json
-from lorafit.train.checkpoint import Progress, save_checkpoint
+from lorafit.train.checkpoint import Progress, save_checkpoint, whole_state
 from lorafit.train.diagnosis import Suspect, several
 from lorafit.train.display import Display
 from lorafit.train.evaluation import held_out_loss
@@ -28,6 +27,7 @@ from lorafit.train.samples import Sampler
 from lorafit.train.schedule import learning_rate_at
 from lorafit.train.signals import StopRequest, Wish
 from lorafit.train.step import NotFinite, StepResult, train_step
+from lorafit.train.strategy.strategy import Strategy
 from lorafit.train.watch import Watch
 
 MAX_ROWS_NAMED = 8
@@ -57,7 +57,7 @@ class Job:
     fit and eval_fit: how micro-batches are cut to fit into memory, in training and evaluation.
     """
 
-    accelerator: Any
+    strategy: Strategy
     module: nn.Module
     adapted: Any
     optimizer: Any
@@ -106,7 +106,7 @@ def run_loop(job: Job, progress: Progress) -> Progress:
         )
         try:
             result = train_step(
-                job.accelerator, job.module, job.optimizer, work.batches, step=progress.step,
+                job.strategy, job.module, job.optimizer, work.batches, step=progress.step,
                 learning_rate=learning_rate, seed=training.seed,
                 max_grad_norm=training.max_grad_norm, wish=lambda: job.stop.wish, rule=job.rule,
                 meanwhile=partial(ahead.prepare, progress.step + 1),
@@ -118,7 +118,7 @@ def run_loop(job: Job, progress: Progress) -> Progress:
         except NotFinite as error:
             _skip(job, progress, work, error)
             wish = error.wish
-        if job.accelerator.num_processes == 1:  # what came since the step looked; ranks must agree
+        if job.strategy.ranks == 1:  # what came since the step looked; ranks must agree
             wish = max(wish, job.stop.wish)
         is_last = progress.step == plan.total_steps
         is_best = False
@@ -140,16 +140,16 @@ def run_loop(job: Job, progress: Progress) -> Progress:
 
 def _rehearse(job: Job, step: int) -> None:
     """Compute the longest rows at hand once, where running out of memory can be caught."""
-    if not may_run_out(job.accelerator.device):
+    if not may_run_out(job.strategy.device):
         return
     before = job.fit.halvings
     parameters = [p for group in job.optimizer.param_groups for p in group["params"]]
-    most = rehearse(job.accelerator, job.module, parameters, job.feed, job.layout, job.pad_id,
+    most = rehearse(job.strategy, job.module, parameters, job.feed, job.layout, job.pad_id,
                     job.fit, job.training.seed)
     if job.fit.halvings > before:
         job.display.say(f"the longest rows do not fit into memory together: micro-batches are cut "
                         f"to {most}")
-        if job.accelerator.is_main_process:
+        if job.strategy.is_main:
             _keep_memory(job, step)
 
 
@@ -193,15 +193,22 @@ class _Ahead:
     def _make(self, step: int) -> _Work:
         job = self._job
         examples = job.feed.step(step)
-        parts = split_rows(examples.lengths, job.layout, job.accelerator.num_processes)
-        mine = parts[job.accelerator.process_index :: job.accelerator.num_processes]
-        return _Work(examples, mine, _batches(job, examples, mine))
+        parts = split_rows(examples.lengths, job.layout, job.strategy.shares)
+        shares = [parts[share :: job.strategy.shares] for share in range(job.strategy.shares)]
+        mine = shares[job.strategy.share]
+        passes = 0
+        if job.strategy.in_lockstep:  # a share whose micro-batches were cut has more of them
+            passes = max(len(job.fit.pieces(share)) for share in shares)
+        return _Work(examples, mine, _batches(job, examples, mine, passes))
 
 
-def _batches(job: Job, examples: StepExamples, parts: Sequence[MicroBatch]) -> list[Batch]:
-    batches = [collate(examples.tokens, part, job.layout, job.pad_id)
-               for part in job.fit.pieces(parts)]
-    if job.accelerator.device.type == "cuda":
+def _batches(job: Job, examples: StepExamples, parts: Sequence[MicroBatch],
+             passes: int = 0) -> list[Batch]:
+    """The micro-batches as tensors, with empty ones behind them up to a number of `passes`."""
+    pieces = job.fit.pieces(parts)
+    pieces += [MicroBatch()] * (passes - len(pieces))
+    batches = [collate(examples.tokens, part, job.layout, job.pad_id) for part in pieces]
+    if job.strategy.device.type == "cuda":
         batches = [batch.pinned() for batch in batches]
     return batches
 
@@ -210,9 +217,14 @@ def _smaller(job: Job, work: _Work, step: int) -> list[Batch]:
     """The step's micro-batches after memory ran out. MachineError where they cannot be cut."""
     job.fit.halve(work.parts, work.examples.lengths)
     most = job.fit.most_examples(work.parts)
+    if job.strategy.in_lockstep:
+        _keep_memory(job, step)
+        raise MachineError(f"out of memory in step {step + 1}; ranks that share a base cannot take "
+                           f"a step again\n    with --resume (or --restarts) micro-batches are cut "
+                           f"to {most} row{'s' if most > 1 else ''}; the last checkpoint is intact")
     job.display.say(f"out of memory in step {step + 1}: micro-batches are cut to {most} "
                     f"row{'s' if most > 1 else ''} from now on; the step is taken again")
-    if job.accelerator.is_main_process:
+    if job.strategy.is_main:
         _keep_memory(job, step)
     return _batches(job, work.examples, work.parts)
 
@@ -221,14 +233,14 @@ def _keep_memory(job: Job, step: int) -> None:
     write_json(job.run.memory, {"halvings": job.fit.halvings, "since_step": step + 1,
                                 "micro_batch_size": job.layout.micro_batch_size,
                                 "batching": job.layout.batching,
-                                "device": str(job.accelerator.device)})
+                                "device": str(job.strategy.device)})
 
 
 def _log(job: Job, progress: Progress, work: _Work, result: StepResult, learning_rate: float,
          seconds: float) -> None:
     warnings = job.watch.step(result.loss, result.grad_norm, result.supervised_tokens,
                               partial(_worst_rows, job, work, progress.step - 1))
-    if job.accelerator.is_main_process:
+    if job.strategy.is_main:
         append_jsonl(job.run.metrics, {
             "step": progress.step, "loss": result.loss, "learning_rate": learning_rate,
             "grad_norm": result.grad_norm, "supervised_tokens": result.supervised_tokens,
@@ -258,7 +270,7 @@ def _skip(job: Job, progress: Progress, work: _Work, error: NotFinite) -> None:
     progress.step += 1
     told = f"{error}; the step is left out ({progress.skipped_steps} of " \
            f"{job.training.skip_nonfinite}): {'; '.join(causes) or 'no cause was found'}"
-    if job.accelerator.is_main_process:
+    if job.strategy.is_main:
         append_jsonl(job.run.metrics, {"step": progress.step, "skipped": told})
     job.display.say(f"warning: {told}")
 
@@ -270,31 +282,35 @@ def _causes(job: Job, step: int, work: _Work, error: NotFinite) -> list[str]:
     if error.what == "weight":
         mine = suspect.of_weight()
     else:
-        mine = suspect.of_loss(work.batches)
+        mine = suspect.of_loss(_looked_into(job, work))
         if not mine and error.what == "gradient":
             mine = suspect.of_gradient()
-    return list(dict.fromkeys(_of_all_ranks(job, mine)))
+    return list(dict.fromkeys(job.strategy.all_of(mine)))
 
 
 def _worst_rows(job: Job, work: _Work, step: int) -> str:
     mine = [number for part in work.parts for number in part.examples]
-    rows = _of_all_ranks(job, _suspect(job, work, step).rows(mine))
+    if job.strategy.in_lockstep:
+        mine = list(range(len(work.examples)))
+    rows = job.strategy.all_of(_suspect(job, work, step).rows(mine))
     worst = sorted(rows, key=lambda row: -row[1])[:_WORST_ROWS]
     return ", ".join(f"{place} ({loss:.2f})" for place, loss in worst)
 
 
+def _looked_into(job: Job, work: _Work) -> Sequence[Batch]:
+    """The micro-batches that this rank looks into: its own; those of all where none can compute
+    alone."""
+    if not job.strategy.in_lockstep:
+        return work.batches
+    return _batches(job, work.examples, split_rows(work.examples.lengths, job.layout, 1))
+
+
 def _suspect(job: Job, work: _Work, step: int) -> Suspect:
-    ranks, rank = job.accelerator.num_processes, job.accelerator.process_index
+    shares, share = job.strategy.shares, job.strategy.share
+    if job.strategy.in_lockstep:
+        shares, share = 1, 0
     return Suspect(job.module, job.adapted, work.examples, job.layout, job.pad_id,
-                   job.accelerator.device, job.training.seed, step, lambda k: k * ranks + rank)
-
-
-def _of_all_ranks(job: Job, mine: list[Any]) -> list[Any]:
-    if job.accelerator.num_processes == 1:
-        return mine
-    everyone: list[Any] = [None] * job.accelerator.num_processes
-    torch.distributed.all_gather_object(everyone, mine)
-    return [each for of_rank in everyone for each in of_rank]
+                   job.strategy.device, job.training.seed, step, lambda k: k * shares + share)
 
 
 def evaluate(job: Job, progress: Progress) -> tuple[bool, Wish]:
@@ -302,15 +318,12 @@ def evaluate(job: Job, progress: Progress) -> tuple[bool, Wish]:
 
     What somebody asked for meanwhile comes with it: then the evaluation stays due.
     """
-    if job.sampler.prompts and job.accelerator.is_main_process:
-        for prompt, answer in job.sampler.answers(job.adapted):
-            job.display.sample(prompt, answer)
-            append_jsonl(job.run.samples,
-                         {"step": progress.step, "prompt": prompt, "answer": answer})
+    if job.sampler.prompts and (job.strategy.is_main or job.strategy.in_lockstep):
+        _answer(job, progress.step)
     if job.held_out is None:
         progress.evaluation_due = False
         return False, Wish.NOTHING
-    loss = held_out_loss(job.accelerator, job.module, job.held_out, job.layout, job.pad_id,
+    loss = held_out_loss(job.strategy, job.module, job.held_out, job.layout, job.pad_id,
                          job.eval_fit, job.stop)
     if isinstance(loss, Wish):
         return False, loss
@@ -326,14 +339,23 @@ def evaluate(job: Job, progress: Progress) -> tuple[bool, Wish]:
         progress.evals_without_gain += 1
     patience = job.training.early_stopping
     progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
-    if job.accelerator.is_main_process:
+    if job.strategy.is_main:
         append_jsonl(job.run.metrics, {"step": progress.step, "held_out_loss": loss})
     job.display.evaluation(progress.step, loss, is_best)
-    if not math.isfinite(loss) and job.accelerator.is_main_process:
+    if not math.isfinite(loss) and (job.strategy.is_main or job.strategy.in_lockstep):
         warning = f"the held-out loss is {loss}, and no best step can be told: " + _bad_rows(job)
-        append_jsonl(job.run.metrics, {"step": progress.step, "warning": warning})
+        if job.strategy.is_main:
+            append_jsonl(job.run.metrics, {"step": progress.step, "warning": warning})
         job.display.say(f"warning: step {progress.step}: {warning}")
     return is_best, Wish.NOTHING
+
+
+def _answer(job: Job, step: int) -> None:
+    answers = job.strategy.run(job.module, partial(job.sampler.answers, job.adapted))
+    if job.strategy.is_main:
+        for prompt, answer in answers:
+            job.display.sample(prompt, answer)
+            append_jsonl(job.run.samples, {"step": step, "prompt": prompt, "answer": answer})
 
 
 def _bad_rows(job: Job) -> str:
@@ -342,7 +364,7 @@ def _bad_rows(job: Job) -> str:
     assert data is not None
     examples = StepExamples(data.lengths, data.tokens, data.place)
     suspect = Suspect(job.module, job.adapted, examples, job.layout, job.pad_id,
-                      job.accelerator.device, 0, 0, lambda k: k)
+                      job.strategy.device, 0, 0, lambda k: k)
     looked = min(len(data), MAX_HELD_OUT_LOOKED_THROUGH)
     bad = [place for place, loss in suspect.rows(range(looked)) if not math.isfinite(loss)]
     return f"in {several(bad)}" if bad else f"none of the first {looked} rows alone"
@@ -351,10 +373,12 @@ def _bad_rows(job: Job) -> str:
 def commit(job: Job, progress: Progress) -> None:
     """Write a checkpoint from the main process; the others wait for it."""
     progress.feed = job.feed.state(progress.step)
-    if job.accelerator.is_main_process:
-        save_checkpoint(job.run, job.adapted, job.optimizer, progress,
-                        job.training.keep_checkpoints, job.rule)
-    job.accelerator.wait_for_everyone()
+    state = whole_state(job.optimizer, job.strategy)
+    with job.strategy.whole(job.adapted):
+        if job.strategy.is_main:
+            save_checkpoint(job.run, job.adapted, state, progress, job.training.keep_checkpoints,
+                            job.rule)
+    job.strategy.wait()
 
 
 def _stop_if_asked(job: Job, progress: Progress, wish: Wish) -> None:

@@ -20,6 +20,7 @@ from lorafit.model.offload import refuse_offloading
 from lorafit.model.stored import refuse_misfit as refuse_misfit_on_stored
 from lorafit.model.stored import stored_as
 from lorafit.model.targets import resolve_targets
+from lorafit.model.weight_bytes import weight_bytes
 from lorafit.recipe import auto
 from lorafit.recipe.auto import Decision
 from lorafit.recipe.schema import Recipe
@@ -28,7 +29,11 @@ from lorafit.train.loop import Plan
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known before any weight is loaded. `check` stops here; `train` goes on."""
+    """What is known before any weight is loaded. `check` stops here; `train` goes on.
+
+    base_bytes: of the base's weights as they are held. stored: the format of a base that is
+    quantised in its files.
+    """
 
     tokenizer: Any
     config: Any
@@ -40,6 +45,8 @@ class Prepared:
     plan: Plan
     remarks: list[str]
     longest_tokens: int
+    base_bytes: int
+    stored: str | None
 
     def decided(self, key: str) -> Any:
         return self.decision(key).value
@@ -115,8 +122,9 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
     if stored is not None:
         decisions.insert(0, stored.decision(dtype.value))
     plan = Plan(rows, steps, micro.value, rate.value, eval_every.value, checkpoint_every.value)
+    held = weight_bytes(shapes, stored.label if stored else recipe.model.quantization, dtype.value)
     return Prepared(tokenizer, config, device, feed, report, held_out, decisions, plan, remarks,
-                    longest)
+                    longest, held, stored.label if stored else None)
 
 
 def micro_batch_size(recipe: Recipe, batching: str, report: Report, longest_tokens: int,

@@ -8,7 +8,6 @@ only bring that forward.
 
 import resource
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from lorafit.data.feed import Feed
 from lorafit.data.packing import Layout, split_rows
 from lorafit.train.memory import Fit, free_memory
 from lorafit.train.step import backward
+from lorafit.train.strategy.strategy import Strategy
 
 
 def may_run_out(device: torch.device) -> bool:
@@ -27,7 +27,7 @@ def may_run_out(device: torch.device) -> bool:
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
-def rehearse(accelerator: Any, module: nn.Module, parameters: Sequence[nn.Parameter], feed: Feed,
+def rehearse(strategy: Strategy, module: nn.Module, parameters: Sequence[nn.Parameter], feed: Feed,
              layout: Layout, pad_id: int, fit: Fit, seed: int) -> int:
     """Forward and backward over the largest micro-batch that the rows at hand can make, with room
     taken for the optimizer's state. Examples that it has after `fit` was cut to what fits.
@@ -42,13 +42,13 @@ def rehearse(accelerator: Any, module: nn.Module, parameters: Sequence[nn.Parame
     while True:
         [batch, *_] = [collate(examples.tokens, part, layout, pad_id)
                        for part in fit.pieces(largest)]
-        loss = backward(accelerator, module, [batch], 0, seed, may_fail=True)
+        loss = backward(strategy, module, [batch], 0, seed, may_fail=True)
         for p in parameters:
             p.grad = None
         if loss is not None:
             break
-        free_memory(accelerator.device)
+        free_memory(strategy.device)
         fit.halve(largest, examples.lengths)
     del held
-    free_memory(accelerator.device)
+    free_memory(strategy.device)
     return fit.most_examples(largest)

@@ -1,11 +1,11 @@
 """A run from recipe to result: every room once, in order."""
 
-import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ import torch
 from lorafit import pins
 from lorafit.data.packing import Layout
 from lorafit.data.pipeline import make_renderer
-from lorafit.errors import LorafitError, UserError
+from lorafit.errors import LorafitError
 from lorafit.model import base as bases
 from lorafit.model.adapters.add import add_adapter
 from lorafit.model.adapters.facts import describe
+from lorafit.model.adapters.files import restore_adapter
 from lorafit.model.adapters.step_rule import step_rule
 from lorafit.model.base_identity import base_digest
 from lorafit.model.device import device_memory_bytes, find_device
 from lorafit.model.fast.speed_up import FastPath, speed_up
-from lorafit.model.isolation import settle_packing
+from lorafit.model.inventory import decoder_layers
+from lorafit.model.isolation import Packing, settle_packing
 from lorafit.model.loss import SummedLoss
 from lorafit.model.offload import settle_offloading
 from lorafit.model.recompute import recompute_activations, settle_recomputation
@@ -72,16 +74,21 @@ from lorafit.train.resume import (
 )
 from lorafit.train.samples import Sampler
 from lorafit.train.signals import StopRequest
+from lorafit.train.strategy.choose import choose
+from lorafit.train.strategy.strategy import Strategy
+from lorafit.train.strategy.wanted import AUTO, Wanted, with_environment
 from lorafit.train.watch import Watch
 
 
 def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
-          started_s: float, or_start: bool = False, stop: StopRequest | None = None) -> Result:
+          started_s: float, or_start: bool = False, stop: StopRequest | None = None,
+          wanted: Wanted = AUTO) -> Result:
     """Run a recipe to its end, or go on where it stopped.
 
     `or_start`: begin where there is nothing to resume. `announce` receives the record once, before
     the first step, on the main process. `started_s` is the perf_counter of the process's start.
-    `stop` is what the process is asked for from outside. Raises the errors of lorafit.errors.
+    `stop` is what the process is asked for from outside, `wanted` how it is to be spread. Raises
+    the errors of lorafit.errors.
     """
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin
@@ -89,7 +96,7 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     recipe = with_absolute_paths(recipe)
     run = RunDir(Path(recipe.output.dir))
     device, _ = find_device()
-    refuse_other_engines()
+    wanted = with_environment(wanted)
     # Told here, because accelerate otherwise takes it from the environment and divides by it.
     once = GradientAccumulationPlugin(num_steps=1)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no",
@@ -98,17 +105,7 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
         begin = partial(_where_to_begin, recipe, run, resume, or_start, held)
         resume, checkpoint, skipped = _decided_by_main(accelerator, begin)
         return _train(accelerator, with_date(recipe, run, resume), run, held, resume, checkpoint,
-                      skipped, announce, started_s, stop or StopRequest())
-
-
-def refuse_other_engines() -> None:
-    """UserError when the environment asks accelerate for an engine that is not supported, as
-    `accelerate launch` with a configuration of it does: it would be taken silently."""
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true", "yes"):
-            raise UserError(f"{name} is not supported: each rank holds the whole base",
-                            f"ACCELERATE_USE_{name}",
-                            "unset it, or choose a plain configuration of accelerate")
+                      skipped, announce, started_s, stop or StopRequest(), wanted)
 
 
 def _where_to_begin(recipe: Recipe, run: RunDir, resume: bool, or_start: bool,
@@ -167,85 +164,67 @@ def _decided_by_main(accelerator: Any, decide: Callable[[], Any]) -> Any:
 
 def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resume: bool,
            checkpoint: Path | None, skipped: list[str], announce: Callable[[Record], None],
-           started_s: float, stop: StopRequest) -> Result:
+           started_s: float, stop: StopRequest, wanted: Wanted) -> Result:
     display = make_display(accelerator.is_main_process)
     digest = base_digest(recipe.model.base)
     if resume and digest is not None:
         refuse_other_base(run, digest)
     prepared = prepare(recipe, accelerator.num_processes, watch=display.rows_tokenised,
                        feed_state=None if checkpoint is None else saved_progress(checkpoint).feed)
-    base = bases.load_base(recipe.model, prepared.decided("model.dtype"),
-                           prepared.decided("model.attention"), prepared.device)
-    if recipe.training.activation_checkpointing == "full":
-        recompute_activations(base)
-    base.config.use_cache = False
-    packing = settle_packing(base, prepared.decision("training.batching"),
-                             prepared.decided("model.attention"),
-                             hands_documents_on=not recipe.adapter.row.calls_layers)
-    if packing.batching.value != prepared.decided(packing.batching.key):
-        prepared = prepared.laid_out(packing.batching, micro_batch_size(
-            recipe, packing.batching.value, prepared.train, prepared.longest_tokens,
-            accelerator.num_processes, prepared.config))
-    decisions = list(prepared.decisions)
-    adapted = add_adapter(base, recipe.adapter, recipe.training.seed,
-                          bases.resolve_base(recipe.model.base),
-                          total_steps=prepared.plan.total_steps,
-                          samples=first_rows(prepared, recipe),
-                          start=kept_start(run) if resume else None)
+    strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.stored)
+    adapted = _load(recipe, run, prepared, strategy, resume)
     _same_on_all_ranks(accelerator, adapted)
-    optimizer = build_optimizer(adapted.named_parameters(), recipe.training, prepared.device)
-    rule = step_rule(adapted)
-    if accelerator.is_main_process:
+    facts = describe(adapted)
+    if strategy.is_main:
         refuse_small_disk(run, adapted, recipe.training.keep_checkpoints)
     if not resume:
         _decided_by_main(accelerator, partial(_begin, recipe, run, prepared, held))
-    if accelerator.is_main_process:
+    if strategy.is_main:
         keep_start(run, recipe, adapted)
-    accelerator.wait_for_everyone()
+        if resume:
+            set_aside_damaged(run, checkpoint)
+    strategy.wait()
+    if checkpoint is not None:
+        restore_adapter(adapted, checkpoint)
 
+    summed_loss = SummedLoss(adapted)
+    strategy.place(summed_loss, list(decoder_layers(adapted)))
+    built = strategy.run(summed_loss, partial(_settle, recipe, prepared, summed_loss, strategy))
+    prepared = built.prepared
+    optimizer = build_optimizer(adapted.named_parameters(), recipe.training, prepared.device)
+    rule = step_rule(adapted)
     fingerprint = prepared.train.fingerprint
     progress = Progress(total_steps=prepared.plan.total_steps, data=fingerprint)
-    if resume and accelerator.is_main_process:
-        set_aside_damaged(run, checkpoint)
     if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, adapted, optimizer, rule)
+        progress = load_checkpoint(checkpoint, optimizer, rule, strategy)
         refuse_other_data(progress, fingerprint, run)
         progress.total_steps = prepared.plan.total_steps
         patience = recipe.training.early_stopping  # may have changed
         progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
-    fast = speed_up(adapted)
-    decisions += fast.decisions
-    summed_loss = SummedLoss(adapted, fast.head)
-    offloads = recipe.training.activation_offloading
-    recomputation = settle_recomputation(
-        summed_loss, recipe.training.activation_checkpointing, most_tokens(prepared, recipe),
-        prepared.device, device_memory_bytes(prepared.device),
-        may_run_layers_again=not recipe.adapter.row.why_not_recomputed, offloads=offloads)
-    decisions += [recomputation, *settle_offloading(adapted, offloads, prepared.device)]
-    layout = Layout(packing.batching.value, prepared.plan.micro_batch_size,
-                    recipe.data.max_length_tokens, flat=packing.flat)
+    layout = Layout(built.packing.batching.value, prepared.plan.micro_batch_size,
+                    recipe.data.max_length_tokens, flat=built.packing.flat)
     fit, learnt = fit_of(run, layout, prepared.device) if resume else (Fit(), [])
     versions = versions_here()
     record = Record(
-        decisions, describe(adapted), prepared.train.as_dict(),
+        [*([spread] if spread else []), *built.decisions], facts, prepared.train.as_dict(),
         prepared.held_out.report.as_dict() if prepared.held_out else None, prepared.plan,
-        str(prepared.device), accelerator.num_processes, skipped,
+        str(prepared.device), strategy.ranks, skipped,
         checkpoint.name if checkpoint else None,
         getattr(prepared.config, "_commit_hash", None),
-        [*prepared.remarks, *_on_copies(fast, recomputation), *learnt,
+        [*prepared.remarks, *built.remarks, *learnt,
          *(on_other_versions(run, versions) if resume else [])],
         bases.sizes(prepared.config), digest, versions, pins.commits(),
     )
     losses = earlier_losses(run, progress) if resume else []
-    accelerator.wait_for_everyone()  # read by all before one of them writes
-    if accelerator.is_main_process:
+    strategy.wait()  # read by all before one of them writes
+    if strategy.is_main:
         keep_record(run, record, progress)
         announce(record)
 
     timer = _FirstStep(display, started_s)
     stop.training()
     job = Job(
-        accelerator, summed_loss, adapted, optimizer, prepared.feed, prepared.held_out, layout,
+        strategy, summed_loss, adapted, optimizer, prepared.feed, prepared.held_out, layout,
         prepared.tokenizer.pad_token_id or 0, recipe.training, prepared.plan, run, timer,
         Sampler(recipe.training.sample_prompts, make_renderer(recipe.data, prepared.tokenizer),
                 recipe.training.sample_tokens),
@@ -259,11 +238,62 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
         progress, kept_step(recipe, progress), time.perf_counter() - started_s,
         timer.first_step_after_s, peak_memory_bytes(prepared.device), prepared.feed.read(),
     )
-    if accelerator.is_main_process:
-        write_result(run, recipe, adapted, result)
-    accelerator.wait_for_everyone()
+    with strategy.whole(adapted):
+        if strategy.is_main:
+            write_result(run, recipe, adapted, result)
+    strategy.wait()
     accelerator.end_training()
     return result
+
+
+def _load(recipe: Recipe, run: RunDir, prepared: Prepared, strategy: Strategy,
+          resume: bool) -> Any:
+    """The base with the adapter as it is before the first step: on the device, or where its weights
+    lie until they are cut up."""
+    adapter = recipe.adapter
+    base = bases.load_base(
+        recipe.model, prepared.decided("model.dtype"), prepared.decided("model.attention"),
+        None if strategy.in_lockstep else prepared.device,
+        quantises_later=adapter.method == "lora" and not adapter.dora and not adapter.keeps_start)
+    if recipe.training.activation_checkpointing == "full":
+        recompute_activations(base)
+    base.config.use_cache = False
+    return add_adapter(base, adapter, recipe.training.seed, bases.resolve_base(recipe.model.base),
+                       total_steps=prepared.plan.total_steps, samples=first_rows(prepared, recipe),
+                       start=kept_start(run) if resume else None)
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What was settled once the model was there to be looked at."""
+
+    prepared: Prepared
+    packing: Packing
+    decisions: list[Decision]
+    remarks: list[str]
+
+
+def _settle(recipe: Recipe, prepared: Prepared, summed_loss: SummedLoss,
+            strategy: Strategy) -> _Built:
+    """How rows are laid out, what is computed fast and what again, by trying it on the model."""
+    adapted: Any = summed_loss.model
+    packing = settle_packing(adapted.get_base_model(), prepared.decision("training.batching"),
+                             prepared.decided("model.attention"),
+                             hands_documents_on=not recipe.adapter.row.calls_layers)
+    if packing.batching.value != prepared.decided(packing.batching.key):
+        prepared = prepared.laid_out(packing.batching, micro_batch_size(
+            recipe, packing.batching.value, prepared.train, prepared.longest_tokens,
+            strategy.shares, prepared.config))
+    fast = speed_up(adapted, strategy.at_hand)
+    summed_loss.head = fast.head
+    offloads = recipe.training.activation_offloading
+    recomputation = settle_recomputation(
+        summed_loss, recipe.training.activation_checkpointing, most_tokens(prepared, recipe),
+        prepared.device, device_memory_bytes(prepared.device),
+        may_run_layers_again=not recipe.adapter.row.why_not_recomputed, offloads=offloads)
+    decisions = [*prepared.decisions, *fast.decisions, recomputation,
+                 *settle_offloading(adapted, offloads, prepared.device)]
+    return _Built(prepared, packing, decisions, _on_copies(fast, recomputation))
 
 
 @torch.no_grad()

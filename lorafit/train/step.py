@@ -9,9 +9,8 @@ Ranks meet once, after all micro-batches, so one that runs out of memory can beg
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 from lorafit.data.batches import Batch
 from lorafit.errors import DivergedError
 from lorafit.model.adapters.step_rule import StepRule
+from lorafit.model.parts import local_part
 from lorafit.train.memory import free_memory, ran_out_of_memory
 from lorafit.train.signals import Wish
-
-_BUCKET_NUMBERS = 1 << 24  # gradients that are summed over ranks at once: 64 MiB of float32
+from lorafit.train.strategy.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class NotFinite(DivergedError):
 
 
 def train_step(
-    accelerator: Any, module: nn.Module, optimizer: torch.optim.Optimizer,
+    strategy: Strategy, module: nn.Module, optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[Batch], *, step: int, learning_rate: float, seed: int,
     max_grad_norm: float | None, wish: Callable[[], Wish] = lambda: Wish.NOTHING,
     rule: StepRule | None = None, meanwhile: Callable[[], None] = lambda: None,
@@ -71,8 +70,8 @@ def train_step(
     rank ran out of memory; without it the error is raised. Raises NotFinite, before any weight is
     touched, when the loss, a gradient or a weight is not finite.
     """
-    device = accelerator.device
-    while (loss_sum := backward(accelerator, module, micro_batches, step, seed,
+    device = strategy.device
+    while (loss_sum := backward(strategy, module, micro_batches, step, seed,
                                 may_fail=smaller is not None)) is None:
         assert smaller is not None
         optimizer.zero_grad()
@@ -87,21 +86,21 @@ def train_step(
         dtype=wide, device=device)
     asked = wish()
     wishes = torch.tensor([asked is each for each in Wish], dtype=wide, device=device)
-    totals = torch.cat([loss_sum.to(wide)[None], _largest(parameters).to(wide)[None],
+    totals = torch.cat([loss_sum.to(wide)[None], _largest(parameters).to(device, wide)[None],
                         counts.sum(dim=0), wishes])
-    totals = accelerator.reduce(totals, reduction="sum")
-    _sum_over_ranks(accelerator, parameters)
+    totals = strategy.sum(totals)
+    strategy.sum_gradients(parameters)
     total_loss, largest, weight, supervised_tokens, tokens, computed_tokens, *wished = \
         totals.tolist()
     weight = weight or 1.0  # nothing supervised: the loss and every gradient are 0
     asked = max(each for each, ranks in zip(Wish, wished, strict=True) if ranks)
 
     gradients = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_mul_(gradients, 1 / weight)
+    torch._foreach_mul_([local_part(gradient) for gradient in gradients], 1 / weight)
     if rule is not None:
         rule.add_gradients()
     limit = float("inf") if max_grad_norm is None else max_grad_norm
-    grad_norm = float(accelerator.clip_grad_norm_(parameters, limit))
+    grad_norm = float(strategy.clip(parameters, limit))
     loss_per_token = total_loss / weight
     for what, value in (("weight", largest), ("loss", loss_per_token), ("gradient", grad_norm)):
         if not torch.isfinite(torch.tensor(value)):
@@ -117,22 +116,23 @@ def train_step(
                       int(computed_tokens), asked)
 
 
-def backward(accelerator: Any, module: nn.Module, micro_batches: Sequence[Batch], step: int,
+def backward(strategy: Strategy, module: nn.Module, micro_batches: Sequence[Batch], step: int,
              seed: int, *, may_fail: bool) -> Tensor | None:
     """Gradients of this rank's micro-batches, and the sum of their losses, a float32 scalar.
 
     None where `may_fail` and memory ran out: what the gradients hold is then of no use.
     """
-    device = accelerator.device
+    device = strategy.device
     loss_sum = torch.zeros((), dtype=torch.float32, device=device)
     try:
         for k, batch in enumerate(micro_batches):
             # Dropout depends on the step and the micro-batch's place in it alone: an interruption,
             # an evaluation in between or another number of ranks changes nothing.
-            position = k * accelerator.num_processes + accelerator.process_index
+            position = k * strategy.shares + strategy.share
             torch.manual_seed(stream_seed(seed, step, position))
+            strategy.before_pass(module, is_last=k == len(micro_batches) - 1)
             loss = module(**batch.to(device).inputs)
-            accelerator.backward(loss)
+            loss.backward()
             loss_sum += loss.detach()
     except (RuntimeError, MemoryError) as error:
         if not (may_fail and ran_out_of_memory(error)):
@@ -143,46 +143,13 @@ def backward(accelerator: Any, module: nn.Module, micro_batches: Sequence[Batch]
 
 @torch.no_grad()
 def _largest(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """The largest magnitudes of all parameters, added up: not finite if one of their numbers is
-    not."""
-    norms = torch._foreach_norm([p for p in parameters if p.numel()], float("inf"))
+    """The largest magnitudes of what this rank holds of all parameters, added up: not finite if one
+    of their numbers is not."""
+    held = [part for part in map(local_part, parameters) if part.numel()]
+    if not held:
+        return torch.zeros(())
+    norms = torch._foreach_norm(held, float("inf"))
     return torch.stack([norm.float() for norm in norms]).sum()
-
-
-@torch.no_grad()
-def _sum_over_ranks(accelerator: Any, parameters: Sequence[nn.Parameter]) -> None:
-    """Put the sum over ranks into every gradient.
-
-    One that no rank has (an expert that no token reached) stays away everywhere, as on one rank.
-    """
-    if accelerator.num_processes == 1:
-        return
-    held = torch.tensor([float(p.grad is not None) for p in parameters], device=accelerator.device)
-    held = accelerator.reduce(held, reduction="sum")
-    shared = [p for p, ranks in zip(parameters, held.tolist(), strict=True) if ranks]
-    for p in shared:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    for bucket in _buckets(shared):
-        gradients = [p.grad for p in bucket if p.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        flat = accelerator.reduce(flat, reduction="sum")
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient
-                                         in zip(parts, gradients, strict=True)])
-
-
-def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Neighbours of one number format, up to _BUCKET_NUMBERS together."""
-    bucket: list[nn.Parameter] = []
-    for p in parameters:
-        is_full = sum(each.numel() for each in bucket) + p.numel() > _BUCKET_NUMBERS
-        if bucket and (is_full or p.dtype != bucket[0].dtype):
-            yield bucket
-            bucket = []
-        bucket.append(p)
-    if bucket:
-        yield bucket
 
 
 def stream_seed(seed: int, step: int, position: int) -> int:

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from lorafit.data.batches import Batch
 from lorafit.model.adapters.add import add_adapter
-from lorafit.model.adapters.files import rest_of_state, save_adapter, trained_state
+from lorafit.model.adapters.files import (
+    rest_of_state,
+    restore_adapter,
+    save_adapter,
+    trained_state,
+)
 from lorafit.model.adapters.float32 import plain_name
 from lorafit.model.adapters.step_rule import StepRule, step_rule
 from lorafit.model.base import TINY, load_base, load_tokenizer
@@ -24,9 +29,10 @@ from lorafit.model.targets import unwrap
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.schema import Model, Training
 from lorafit.run_dir import RunDir
-from lorafit.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from lorafit.train.checkpoint import Progress, load_checkpoint, save_checkpoint, whole_state
 from lorafit.train.optimizer import build_optimizer
 from lorafit.train.step import train_step
+from lorafit.train.strategy.strategy import ALONE
 
 STEPS = 4
 STOP = 2  # a checkpoint is committed after this step, and a second run goes on from it
@@ -90,13 +96,6 @@ def _batch(rows: list[list[int]]) -> Batch:
     return Batch(ids, labels, mask, tokens=int(mask.sum()))
 
 
-@cache
-def accelerator() -> Any:
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=True, mixed_precision="no")
-
-
 @dataclass
 class Trainee:
     """An adapter in training, with all that a run keeps of it."""
@@ -113,7 +112,7 @@ class Trainee:
         module = SummedLoss(self.adapted)
         self.adapted.train()
         while self.step < until:
-            result = train_step(accelerator(), module, self.optimizer, batches(), step=self.step,
+            result = train_step(ALONE, module, self.optimizer, batches(), step=self.step,
                                 learning_rate=self.rate, seed=0, max_grad_norm=1.0,
                                 rule=self.rule)
             self.losses.append(result.loss)
@@ -140,14 +139,16 @@ def trainee(section: Adapter, kind: str = "float32", steps: int = STEPS,
 
 def commit(it: Trainee, folder: Path) -> Path:
     run = RunDir(folder)
-    return save_checkpoint(run, it.adapted, it.optimizer, Progress(step=it.step), 9, it.rule)
+    return save_checkpoint(run, it.adapted, whole_state(it.optimizer), Progress(step=it.step), 9,
+                           it.rule)
 
 
 def resumed(section: Adapter, checkpoint: Path, kind: str = "float32", steps: int = STEPS,
             path: str = "tiny", rate: float | None = None) -> Trainee:
     """What a new process makes of a checkpoint."""
     it = trainee(section, kind, steps, path, rate)
-    it.step = load_checkpoint(checkpoint, it.adapted, it.optimizer, it.rule).step
+    restore_adapter(it.adapted, checkpoint)
+    it.step = load_checkpoint(checkpoint, it.optimizer, it.rule).step
     return it
 
 

@@ -11,7 +11,7 @@ from lorafit.errors import DivergedError
 from lorafit.model.base import load_tokenizer
 from lorafit.recipe.schema import Model
 from lorafit.run_dir import RunDir
-from lorafit.train.checkpoint import Progress, save_checkpoint
+from lorafit.train.checkpoint import Progress, save_checkpoint, whole_state
 
 RARE = "~"
 
@@ -108,10 +108,10 @@ def test_a_weight_that_is_not_finite_is_never_committed(make_recipe, tmp_path):
     base = load_base(recipe.model, "float32", "eager", torch.device("cpu"))
     adapted = add_adapter(base, recipe.adapter, 0, "tiny")
     optimizer = build_optimizer(adapted.named_parameters(), recipe.training, torch.device("cpu"))
-    save_checkpoint(run, adapted, optimizer, Progress(step=1), keep=2)
+    save_checkpoint(run, adapted, whole_state(optimizer), Progress(step=1), keep=2)
     name, parameter = next((n, p) for n, p in adapted.named_parameters() if p.requires_grad)
     with torch.no_grad():
         parameter[0, 0] = float("inf")
     with pytest.raises(DivergedError, match=name):
-        save_checkpoint(run, adapted, optimizer, Progress(step=2), keep=2)
+        save_checkpoint(run, adapted, whole_state(optimizer), Progress(step=2), keep=2)
     assert [path.name for path in run.checkpoints.iterdir() if path.is_dir()] == ["step-00000001"]

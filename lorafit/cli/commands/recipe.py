@@ -26,6 +26,12 @@ def train(
     processes: Annotated[int | None, typer.Option(
         "--num-processes", min=1, show_default=False,
         help="Ranks to train on; all GPUs, or 1 on a CPU, if left out.")] = None,
+    strategy: Annotated[str, typer.Option(
+        help="How several ranks share the work: ddp (each holds the base), fsdp (base, adapter and "
+        "optimizer are cut up among them), or auto: ddp where the base fits.")] = "auto",
+    cpu_offload: Annotated[bool, typer.Option(
+        "--cpu-offload", help="Keep the parts of a sharded base in the host's memory while they "
+        "are not computed with: slow, for what fits no other way.")] = False,
     smoke: Annotated[bool, typer.Option(
         "--smoke", help="Run the recipe on a shrunken model of random weights for a few steps, "
         "then merge and export: seconds, offline, nothing kept.")] = False,
@@ -40,7 +46,8 @@ def train(
 
     verbs.train(recipe_path, overrides or [], resume=resume, or_start=or_start,
                 stop_after_s=None if stop_after is None else duration_s(stop_after),
-                processes=processes, smoke=smoke, started_s=STARTED_S)
+                processes=processes, strategy=strategy, cpu_offload=cpu_offload, smoke=smoke,
+                started_s=STARTED_S)
 
 
 @app.command()

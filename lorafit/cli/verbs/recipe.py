@@ -27,14 +27,18 @@ from lorafit.recipe.schema import Model, Recipe
 from lorafit.recipe.starter import starter_recipe
 from lorafit.run_dir import RunDir, refuse_target, write_text
 from lorafit.train.signals import StopRequest, listening
+from lorafit.train.strategy.wanted import AUTO, Wanted, refuse_unknown
 
 
 def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bool,
-          stop_after_s: float | None, processes: int | None, smoke: bool, started_s: float) -> None:
+          stop_after_s: float | None, processes: int | None, strategy: str, cpu_offload: bool,
+          smoke: bool, started_s: float) -> None:
     # From here on: while libraries are loaded, a signal ends the process with the documented code.
     deadline_s = None if stop_after_s is None else started_s + stop_after_s
     with listening(deadline_s, is_rank=started_by_a_launcher()) as stop:
         recipe = load_recipe(recipe_path, overrides)
+        wanted = Wanted(strategy, cpu_offload)
+        refuse_unknown(wanted)
         if smoke:
             _smoke(recipe, stop, started_s)
         elif started_by_a_launcher():
@@ -42,7 +46,7 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bo
             if resume or or_start:
                 keep_commits(recipe, RunDir(Path(recipe.output.dir)))
             settle_hub(recipe)
-            _train_here(recipe, resume or or_start, or_start, stop, started_s)
+            _train_here(recipe, resume or or_start, or_start, stop, started_s, wanted)
         else:
             run = RunDir(Path(recipe.output.dir))
             goes_on = resume or (or_start and run.holds_a_run())
@@ -52,7 +56,7 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bo
             settle_hub(recipe)
             ranks = _ranks(recipe, processes)
             if ranks == 1:
-                _train_here(recipe, resume or or_start, or_start, stop, started_s)
+                _train_here(recipe, resume or or_start, or_start, stop, started_s, wanted)
             elif code := launch(sys.argv[1:], ranks):
                 sys.exit(code)
 
@@ -243,12 +247,12 @@ def _run_name(data: Path) -> str:
 
 
 def _train_here(recipe: Recipe, resume: bool, or_start: bool, stop: StopRequest,
-                started_s: float) -> None:
+                started_s: float, wanted: Wanted = AUTO) -> None:
     from lorafit.cli import show
     from lorafit.train.run import train as run_training
 
     result = run_training(recipe, resume=resume, or_start=or_start, stop=stop,
-                          started_s=started_s,
+                          started_s=started_s, wanted=wanted,
                           announce=lambda record: show.record(recipe, record))
     if is_main_rank():
         show.finished(recipe, result)

@@ -117,8 +117,7 @@ def computes_in(base: Any, x: Tensor) -> bool:
     """Whether the base's product on x is in the dtype of x."""
     if _is_4bit(base):
         wanted = base.compute_dtype or x.dtype
-        return bool(wanted == x.dtype and base.weight.quant_state is not None
-                    and base.weight.bnb_quantized)
+        return bool(wanted == x.dtype and quant_state(base) is not None)
     return bool(base.weight.dtype == x.dtype)
 
 
@@ -143,9 +142,14 @@ def weight_of(base: Any, dtype: torch.dtype) -> Callable[[], Tensor]:
     def dequantised() -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+        return dequantize_4bit(weight.data, quant_state(base)).to(dtype)
 
     return dequantised
+
+
+def quant_state(base: Any) -> Any:
+    """Scales of a 4-bit weight: with the weight, or with its layer when the weight was cut up."""
+    return getattr(base.weight, "quant_state", None) or base.quant_state
 
 
 def dropped_inputs(layer: Any, x: Tensor) -> Kept | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lorafit.kernels.packed_attention import Documents
 from lorafit.model.fast.attention import NAME, packed_inputs
+from lorafit.model.parts import local_part
 
 TOKENS = 7
 
@@ -69,7 +70,8 @@ def agrees(got: Callable[[], Sequence[Tensor]], wanted: Sequence[Tensor], dtype:
 def stirred(adapted: nn.Module) -> Iterator[None]:
     """A model that evaluates, with adapters that do something: a fresh B is zero, which would hide
     an error in everything before it. Afterwards all is as it was, generators too."""
-    b = [p for name, p in adapted.named_parameters() if ".lora_B." in name and p.requires_grad]
+    b = [local_part(p) for name, p in adapted.named_parameters()
+         if ".lora_B." in name and p.requires_grad]
     kept = [p.detach().clone() for p in b]
     modes = [(module, module.training) for module in adapted.modules()]
     generator = torch.Generator().manual_seed(1)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,20 +19,22 @@ from lorafit.model.fast.watch import Seen, watch
 from lorafit.model.inventory import layer_kind
 from lorafit.recipe.auto import Decision
 
+AtHand = Callable[[Sequence[nn.Module]], AbstractContextManager[None]]
+
 
 @dataclass(frozen=True)
 class Unit:
     """Modules that become fast together: layers that share an input, or one MLP, norm or block.
 
     label: what a person calls them. kind: units of one kind compute alike, so one of them is
-    compared for all. outcome: what they compute from made-up inputs, outputs and gradients. make:
-    each gives them a fast form and returns what takes it back; the first that agrees with the
-    plain one is kept.
+    compared for all. called: the modules. outcome: what they compute from made-up inputs, outputs
+    and gradients. make: each gives them a fast form and returns what takes it back; the first that
+    agrees with the plain one is kept.
     """
 
     label: str
     kind: str
-    modules: int
+    called: Sequence[nn.Module]
     outcome: Callable[[], Sequence[Tensor]]
     make: Sequence[Callable[[], Callable[[], None]]]
 
@@ -47,11 +50,12 @@ class FastPath:
     copied_weights: int
 
 
-def speed_up(adapted: Any) -> FastPath:
+def speed_up(adapted: Any, at_hand: AtHand = lambda modules: nullcontext()) -> FastPath:
     """Make a model with an adapter fast, in place. Draws nothing from torch's generators.
 
     Nothing is changed that computes something else: each kind of unit is compared with what it
-    was, outputs and gradients, on this device. What holds other units comes after them.
+    was, outputs and gradients, on this device. What holds other units comes after them. `at_hand`
+    gives the whole weights of modules that are called by themselves, where they are cut up.
     """
     weight = adapted.get_base_model().get_input_embeddings().weight
     device, dtype = weight.device, weight.dtype
@@ -73,7 +77,7 @@ def speed_up(adapted: Any) -> FastPath:
             ("attention blocks", "queries and keys are rotated by one function each",
              _block_units(adapted, seen, device, dtype), Counter()),
         ):
-            fast = _apply(units, refused, dtype)
+            fast = _apply(units, refused, dtype, at_hand)
             if fast or refused:
                 decisions.append(_decision(key, fast, refused, how))
         if head is not None:
@@ -142,7 +146,7 @@ def _layer_units(adapted: Any, together: Sequence[Sequence[Any]], plain: Counter
         label = ", ".join(names[id(layer)][0] for layer in members)
         kind = f"{label} {' '.join(map(_shape, members))}"
         width = members[0].lora_A[linear.ADAPTER].weight.shape[1]
-        units.append(Unit(label, kind, len(members),
+        units.append(Unit(label, kind, members,
                           partial(proof.outcome, members, width, dtype, device),
                           [partial(linear.make_fast, members)]))
     return units
@@ -154,7 +158,7 @@ def _mlp_units(adapted: Any, device: torch.device, dtype: torch.dtype) -> list[U
         parts = (module.gate_proj, module.up_proj, module.down_proj)
         label = layer_kind(base_name(name))
         kind = f"{label} {' '.join(map(_shape, parts))}"
-        units.append(Unit(label, kind, 1,
+        units.append(Unit(label, kind, [module],
                           partial(proof.outcome, [module], parts[0].in_features, dtype, device),
                           [partial(mlp.make_fast, module, activation)]))
     return units
@@ -180,7 +184,7 @@ def _expert_units(adapted: Any, seen: Seen, plain: Counter[str], device: torch.d
             output: Tensor = module(x[0], index, weights + 0.1 * x[0, :, :index.shape[1]])
             return output
 
-        units.append(Unit(label, f"{label} {experts.shape_of(module)}", 1,
+        units.append(Unit(label, f"{label} {experts.shape_of(module)}", [module],
                           partial(proof.outcome, [module], experts.width_of(module), dtype, device,
                                   called),
                           [partial(experts.make_fast, module, gate)
@@ -196,7 +200,8 @@ def _norm_units(adapted: Any, device: torch.device, dtype: torch.dtype) -> list[
         width = len(module.weight)
         label = type(module).__name__
         kind = f"{label} {width} {norm.epsilon_of(module)}"
-        units.append(Unit(label, kind, 1, partial(proof.outcome, [module], width, dtype, device),
+        units.append(Unit(label, kind, [module],
+                          partial(proof.outcome, [module], width, dtype, device),
                           [partial(norm.make_fast, module, adds_one=adds_one)
                            for adds_one in (False, True)]))
     return units
@@ -222,27 +227,29 @@ def _block_units(adapted: Any, seen: Seen, device: torch.device, dtype: torch.dt
             output: Tensor = block(hidden_states=x, **rest)[0]
             return output
 
-        units.append(Unit(label, kind, 1,
+        units.append(Unit(label, kind, [block],
                           partial(proof.outcome, [block], width, dtype, device, called),
                           [partial(block_of.make_fast, block)]))
     return units
 
 
-def _apply(units: Sequence[Unit], plain: Counter[str], dtype: torch.dtype) -> Counter[str]:
+def _apply(units: Sequence[Unit], plain: Counter[str], dtype: torch.dtype,
+           at_hand: AtHand) -> Counter[str]:
     """Make units fast, where the first of their kind agrees with what it was; count them by kind.
     Those that do not are counted in `plain` by reason."""
     verdicts: dict[str, tuple[int, str | None]] = {}  # which form is kept, or what is wrong
     fast: Counter[str] = Counter()
     for unit in units:
         if unit.kind not in verdicts:
-            verdicts[unit.kind] = _first_that_agrees(unit, dtype)
+            with at_hand(unit.called):
+                verdicts[unit.kind] = _first_that_agrees(unit, dtype)
         elif verdicts[unit.kind][1] is None:
             unit.make[verdicts[unit.kind][0]]()
         wrong = verdicts[unit.kind][1]
         if wrong is None:
-            fast[unit.label] += unit.modules
+            fast[unit.label] += len(unit.called)
         else:
-            plain[f"{unit.label}: {wrong}"] += unit.modules
+            plain[f"{unit.label}: {wrong}"] += len(unit.called)
     return fast
 
 
