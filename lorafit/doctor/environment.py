@@ -206,8 +206,11 @@ VARIABLES = (
     Variable("MASTER_ADDR|MASTER_PORT|TORCHELASTIC_.*|TORCH_ELASTIC_.*", _LAUNCHER),
     Variable("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "not taken from here: lorafit accumulates "
              "by itself"),
-    Variable("ACCELERATE_USE_(FSDP|DEEPSPEED|MEGATRON_LM)", "", _always(
+    Variable("ACCELERATE_USE_FSDP", "taken as --strategy fsdp where there are several ranks"),
+    Variable("ACCELERATE_USE_(DEEPSPEED|MEGATRON_LM)", "", _always(
         "is refused by lorafit train", "unset it"), is_fatal=True),
+    Variable("FSDP_OFFLOAD_PARAMS", "with ACCELERATE_USE_FSDP, taken as --cpu-offload"),
+    Variable("FSDP_.*", "settings of accelerate's own sharding, which lorafit does not use"),
     Variable("ACCELERATE_.*", "left by accelerate's launcher or config", _always(
         "changes what accelerate makes of a run", "unset it unless you mean it")),
     Variable("HF_TOKEN|HUGGING_FACE_HUB_TOKEN", "private and gated repositories can be read",

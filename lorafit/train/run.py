@@ -177,11 +177,8 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     facts = describe(adapted)
     if strategy.is_main:
         refuse_small_disk(run, adapted, recipe.training.keep_checkpoints)
-    if not resume:
-        _decided_by_main(accelerator, partial(_begin, recipe, run, prepared, held))
-    if strategy.is_main:
-        keep_start(run, recipe, adapted)
         if resume:
+            keep_start(run, recipe, adapted)
             set_aside_damaged(run, checkpoint)
     strategy.wait()
     if checkpoint is not None:
@@ -191,6 +188,11 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     strategy.place(summed_loss, list(decoder_layers(adapted)))
     built = strategy.run(summed_loss, partial(_settle, recipe, prepared, summed_loss, strategy))
     prepared = built.prepared
+    if not resume:
+        _decided_by_main(accelerator, partial(_begin, recipe, run, prepared, held))
+        with strategy.whole(adapted):
+            if strategy.is_main:
+                keep_start(run, recipe, adapted)
     optimizer = build_optimizer(adapted.named_parameters(), recipe.training, prepared.device)
     rule = step_rule(adapted)
     fingerprint = prepared.train.fingerprint

@@ -198,6 +198,6 @@ def test_the_environment_of_accelerate_changes_no_gradient(make_recipe, monkeypa
     other = make_recipe("other", data={"eval": None}, training={"steps": 2})
     run(other)
     assert told(other) == told(plain)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="FSDP is not supported"):
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
+    with pytest.raises(UserError, match="MEGATRON_LM is not supported"):
         run(make_recipe("third", data={"eval": None}))

@@ -24,10 +24,7 @@ def choose(wanted: Wanted, recipe: Recipe, accelerator: Any, base_bytes: int,
     base_bytes: of the base's weights as they are held. stored: the format of a base that is
     quantised in its files. UserError where the wanted way cannot be had.
     """
-    if accelerator.num_processes == 1 and wanted.strategy != "fsdp":
-        if wanted.cpu_offload:
-            raise UserError("one device holds the whole base", "--cpu-offload",
-                            "add --strategy fsdp, or leave it out")
+    if accelerator.num_processes == 1 and not wanted.cpu_offload:
         return Strategy(accelerator.device), None
     reason = why_not_sharded(recipe, stored)
     on_a_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -41,6 +41,9 @@ class Sharded(Replicated):
             register_fsdp_forward_method,
         )
 
+        if not torch.distributed.is_initialized():  # one process, whose parts are offloaded
+            torch.distributed.init_process_group(
+                rank=0, world_size=1, store=torch.distributed.HashStore())
         mesh = init_device_mesh(self.device.type, (self.ranks,))
         policy = (CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self._offloads
                   else OffloadPolicy())

@@ -44,7 +44,7 @@ def with_environment(wanted: Wanted) -> Wanted:
     if not _is_set("ACCELERATE_USE_FSDP"):
         return wanted
     os.environ["ACCELERATE_USE_FSDP"] = "false"
-    if wanted.strategy != "auto":
+    if wanted.strategy != "auto" or os.environ.get("WORLD_SIZE", "1") == "1":
         return wanted
     return Wanted("fsdp", wanted.cpu_offload or _is_set("FSDP_OFFLOAD_PARAMS"))
 
