@@ -42,8 +42,8 @@ class Sharded(Replicated):
         )
 
         if not torch.distributed.is_initialized():  # one process, whose parts are offloaded
-            torch.distributed.init_process_group(
-                rank=0, world_size=1, store=torch.distributed.HashStore())
+            distributed: Any = torch.distributed
+            distributed.init_process_group(rank=0, world_size=1, store=distributed.HashStore())
         mesh = init_device_mesh(self.device.type, (self.ranks,))
         policy = (CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self._offloads
                   else OffloadPolicy())
