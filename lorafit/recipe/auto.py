@@ -197,9 +197,12 @@ def activation_checkpointing(kept_bytes: dict[str, float], held_bytes: int, memo
 _BASE_SHARE = 0.6
 
 
-def strategy(setting: str, ranks: int, base_bytes: int, memory_bytes: int,
+def strategy(setting: str, ranks: int, neighbours: int, base_bytes: int, memory_bytes: int,
              why_not_sharded: str | None) -> Decision:
-    """ddp where a device holds the base with room to train, otherwise fsdp. Memory is a rank's."""
+    """ddp where a device holds the base with room to train, hsdp where a machine's do, else fsdp.
+
+    neighbours: ranks of a machine. memory_bytes: of a rank.
+    """
     key = "strategy"
     if setting != "auto":
         return Decision(key, setting, "set on the command line")
@@ -209,8 +212,12 @@ def strategy(setting: str, ranks: int, base_bytes: int, memory_bytes: int,
         return Decision(key, "ddp", held)
     if why_not_sharded is not None:
         return Decision(key, "ddp", f"{held}, and cannot be sharded: {why_not_sharded}")
-    return Decision(key, "fsdp", f"{held}, more than {_BASE_SHARE:.0%}, so it is cut up among "
-                    f"{ranks}")
+    held = f"{held}, more than {_BASE_SHARE:.0%}"
+    is_several = ranks > neighbours and ranks % neighbours == 0
+    if is_several and base_bytes <= _BASE_SHARE * memory_bytes * neighbours:
+        return Decision(key, "hsdp", f"{held}, so it is cut up among the {neighbours} of each "
+                        "machine")
+    return Decision(key, "fsdp", f"{held}, so it is cut up among {ranks}")
 
 
 def total_rows(epochs: float | None, steps: int | None, batch_size: int, rows: int) -> int:

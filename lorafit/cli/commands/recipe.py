@@ -28,7 +28,8 @@ def train(
         help="Ranks to train on; all GPUs, or 1 on a CPU, if left out.")] = None,
     strategy: Annotated[str, typer.Option(
         help="How several ranks share the work: ddp (each holds the base), fsdp (base, adapter and "
-        "optimizer are cut up among them), or auto: ddp where the base fits.")] = "auto",
+        "optimizer are cut up among them), hsdp (among those of each machine), or auto: the first "
+        "that fits.")] = "auto",
     cpu_offload: Annotated[bool, typer.Option(
         "--cpu-offload", help="Keep the parts of a sharded base in the host's memory while they "
         "are not computed with: slow, for what fits no other way.")] = False,

@@ -27,7 +27,7 @@ from lorafit.recipe.schema import Model, Recipe
 from lorafit.recipe.starter import starter_recipe
 from lorafit.run_dir import RunDir, refuse_target, write_text
 from lorafit.train.signals import StopRequest, listening
-from lorafit.train.strategy.wanted import AUTO, Wanted, refuse_unknown
+from lorafit.train.strategy.wanted import AUTO, Wanted, refuse_misfit
 
 
 def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bool,
@@ -38,7 +38,7 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bo
     with listening(deadline_s, is_rank=started_by_a_launcher()) as stop:
         recipe = load_recipe(recipe_path, overrides)
         wanted = Wanted(strategy, cpu_offload)
-        refuse_unknown(wanted)
+        refuse_misfit(wanted, recipe)
         if smoke:
             _smoke(recipe, stop, started_s)
         elif started_by_a_launcher():

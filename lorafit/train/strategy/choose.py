@@ -1,7 +1,6 @@
 """Which way a run is spread, and what speaks against one."""
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 from lorafit.errors import UserError
@@ -12,9 +11,7 @@ from lorafit.recipe.schema import Recipe
 from lorafit.train.strategy.replicated import Replicated
 from lorafit.train.strategy.sharded import Sharded
 from lorafit.train.strategy.strategy import Strategy
-from lorafit.train.strategy.wanted import KEY, Wanted
-
-_SHARDED_QUANTIZATION = ("none", "nf4", "fp4")
+from lorafit.train.strategy.wanted import KEY, Wanted, cannot_be_sharded, why_not_sharded
 
 
 def choose(wanted: Wanted, recipe: Recipe, accelerator: Any, base_bytes: int,
@@ -27,31 +24,22 @@ def choose(wanted: Wanted, recipe: Recipe, accelerator: Any, base_bytes: int,
     if accelerator.num_processes == 1 and not wanted.cpu_offload:
         return Strategy(accelerator.device), None
     reason = why_not_sharded(recipe, stored)
-    on_a_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks = accelerator.num_processes
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     memory = device_memory_bytes(accelerator.device)
     if accelerator.device.type == "cpu":
-        memory //= on_a_machine
-    decision = auto.strategy("fsdp" if wanted.cpu_offload else wanted.strategy,
-                             accelerator.num_processes, base_bytes, memory, reason)
-    if decision.value == "fsdp":
-        if reason is not None:
-            raise UserError(f"cannot be sharded: {reason}", f"{KEY} fsdp", "use --strategy ddp")
-        return Sharded(accelerator, offloads=wanted.cpu_offload), decision
-    return Replicated(accelerator), decision
+        memory //= neighbours
+    setting = "fsdp" if wanted.cpu_offload and wanted.strategy == "auto" else wanted.strategy
+    decision = auto.strategy(setting, ranks, neighbours, base_bytes, memory, reason)
+    if decision.value == "ddp":
+        return Replicated(accelerator), decision
+    if reason is not None:
+        raise cannot_be_sharded(reason, decision.value)
+    replicas = 1
+    if decision.value == "hsdp":
+        replicas, rest = divmod(ranks, neighbours)
+        if replicas == 1 or rest:
+            raise UserError(f"{ranks} ranks are not several machines of {neighbours} each",
+                            f"{KEY} hsdp", f"use {KEY} fsdp")
+    return Sharded(accelerator, offloads=wanted.cpu_offload, replicas=replicas), decision
 
-
-def why_not_sharded(recipe: Recipe, stored: str | None) -> str | None:
-    """Why base and adapter of a recipe cannot be cut up among ranks; None where they can."""
-    checks: tuple[tuple[Callable[[], bool], str], ...] = (
-        (lambda: bool(recipe.adapter.row.why_not_sharded), recipe.adapter.row.why_not_sharded),
-        (lambda: stored is not None, f"the base is stored as {stored}, whose layers keep what "
-                                     "belongs to their weights beside them"),
-        (lambda: recipe.model.quantization not in _SHARDED_QUANTIZATION,
-         f"{recipe.model.quantization} layers keep what belongs to their weights beside them; nf4 "
-         "can be"),
-        (lambda: recipe.training.optimizer == "adamw_8bit",
-         "adamw_8bit rounds its state in blocks of whole weights"),
-        (lambda: recipe.training.activation_offloading,
-         "activation_offloading moves what is cut up already"),
-    )
-    return next((reason for is_so, reason in checks if is_so()), None)

@@ -1,9 +1,10 @@
-"""FSDP2: base, adapter and optimizer state are cut up among the ranks, by torch's `fully_shard`.
+"""FSDP2: base, adapter and optimizer state are cut up among ranks, by torch's `fully_shard`.
 
 A decoder layer's weights are gathered before it is computed, forward and backward, and dropped
 after; what stands outside the layers (embeddings, last norm, head) is gathered once a step's pass.
 Frozen weights have no gradients, so only those of the adapter are summed and cut up, after the last
-micro-batch of a step.
+micro-batch of a step. HSDP is the same within groups of ranks, a machine each: weights are gathered
+from neighbours alone, and gradients are summed over the groups.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +22,15 @@ Answer = TypeVar("Answer")
 
 class Sharded(Replicated):
     """offloads: parts that are not at work wait in the host's memory, where they are updated too.
+    replicas: how many groups of neighbouring ranks hold everything once.
     """
 
-    name = "fsdp"
     in_lockstep = True
 
-    def __init__(self, accelerator: Any, *, offloads: bool = False) -> None:
+    def __init__(self, accelerator: Any, *, offloads: bool = False, replicas: int = 1) -> None:
         super().__init__(accelerator)
-        self._offloads = offloads
+        self.name = "fsdp" if replicas == 1 else "hsdp"
+        self._offloads, self._replicas = offloads, replicas
         self._root: Any = None
         self._owners: dict[int, Any] = {}
 
@@ -44,7 +46,9 @@ class Sharded(Replicated):
         if not torch.distributed.is_initialized():  # one process, whose parts are offloaded
             distributed: Any = torch.distributed
             distributed.init_process_group(rank=0, world_size=1, store=distributed.HashStore())
-        mesh = init_device_mesh(self.device.type, (self.ranks,))
+        sizes, names = (self._replicas, self.ranks // self._replicas), ("replicas", "parts")
+        first = 0 if self._replicas > 1 else 1
+        mesh = init_device_mesh(self.device.type, sizes[first:], mesh_dim_names=names[first:])
         policy = (CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self._offloads
                   else OffloadPolicy())
         self._root = module
@@ -88,7 +92,7 @@ class Sharded(Replicated):
         squares = [norm.double().square() for norm in torch._foreach_norm(
             [g for g in gradients if g.numel()])]
         total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
-        norm = self.sum(total.to(self.device)).sqrt()
+        norm = (self.sum(total.to(self.device)) / self._replicas).sqrt()
         factor = float((limit / (norm + 1e-6)).clamp(max=1.0))  # as torch's clip_grad_norm_
         torch._foreach_mul_(gradients, factor)
         return norm
@@ -127,15 +131,10 @@ class Sharded(Replicated):
         if not isinstance(parameter, DTensor):
             return whole
         mine = parameter.to_local()
-        start = sum(_rows_of(parameter, rank) for rank in range(self.rank))
+        per_rank = -(-parameter.shape[0] // parameter.device_mesh.size(-1))  # as torch.chunk cuts
+        start = per_rank * parameter.device_mesh.get_local_rank(-1)
         local = whole[start : start + len(mine)].to(mine.device)
         return DTensor.from_local(local, parameter.device_mesh, parameter.placements,
                                   run_check=False, shape=parameter.shape,
                                   stride=parameter.stride())
 
-
-def _rows_of(parameter: Any, rank: int) -> int:
-    """How many rows of a parameter a rank holds (torch.chunk's division)."""
-    rows, ranks = parameter.shape[0], parameter.device_mesh.size()
-    chunk = -(-rows // ranks)
-    return max(0, min(chunk, rows - chunk * rank))

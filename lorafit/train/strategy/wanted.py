@@ -1,18 +1,22 @@
 """What the command line, or the launcher that started this, asks of how a run is spread."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lorafit.errors import UserError
+from lorafit.recipe.schema import Recipe
 
 KEY = "--strategy"
-NAMES = ("auto", "ddp", "fsdp")
+NAMES = ("auto", "ddp", "fsdp", "hsdp")
+_SHARDED_QUANTIZATION = ("none", "nf4", "fp4")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the command line asks for. strategy: one of NAMES. cpu_offload: keep the parts of a
-    sharded base in the host's memory while they are not computed with."""
+    """What the command line asks for. strategy: one of NAMES (hsdp: sharded within each machine).
+    cpu_offload: keep the parts of a sharded base in the host's memory while they are not computed
+    with."""
 
     strategy: str = "auto"
     cpu_offload: bool = False
@@ -21,14 +25,18 @@ class Wanted:
 AUTO = Wanted()
 
 
-def refuse_unknown(wanted: Wanted) -> None:
-    """UserError for a name that does not exist, or options that do not go together."""
+def refuse_misfit(wanted: Wanted, recipe: Recipe) -> None:
+    """UserError for a name that does not exist, options that do not go together, or a recipe that
+    cannot be spread so."""
     if wanted.strategy not in NAMES:
         raise UserError(f"there is no strategy {wanted.strategy!r}", KEY,
                         f"use {', '.join(NAMES[:-1])} or {NAMES[-1]}")
     if wanted.cpu_offload and wanted.strategy == "ddp":
         raise UserError("with ddp every device holds the whole base", "--cpu-offload",
                         "use --strategy fsdp, or leave it out")
+    if wanted.strategy in ("fsdp", "hsdp") or wanted.cpu_offload:
+        if (reason := why_not_sharded(recipe, None)) is not None:
+            raise cannot_be_sharded(reason, wanted.strategy)
 
 
 def with_environment(wanted: Wanted) -> Wanted:
@@ -51,3 +59,24 @@ def with_environment(wanted: Wanted) -> Wanted:
 
 def _is_set(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+def why_not_sharded(recipe: Recipe, stored: str | None) -> str | None:
+    """Why base and adapter of a recipe cannot be cut up among ranks; None where they can."""
+    checks: tuple[tuple[Callable[[], bool], str], ...] = (
+        (lambda: bool(recipe.adapter.row.why_not_sharded), recipe.adapter.row.why_not_sharded),
+        (lambda: stored is not None, f"the base is stored as {stored}, whose layers keep what "
+                                     "belongs to their weights beside them"),
+        (lambda: recipe.model.quantization not in _SHARDED_QUANTIZATION,
+         f"{recipe.model.quantization} layers keep what belongs to their weights beside them; nf4 "
+         "can be"),
+        (lambda: recipe.training.optimizer == "adamw_8bit",
+         "adamw_8bit rounds its state in blocks of whole weights"),
+        (lambda: recipe.training.activation_offloading,
+         "activation_offloading moves what is cut up already"),
+    )
+    return next((reason for is_so, reason in checks if is_so()), None)
+
+
+def cannot_be_sharded(reason: str, strategy: str) -> UserError:
+    return UserError(f"cannot be sharded: {reason}", f"{KEY} {strategy}", f"use {KEY} ddp")
