@@ -34,9 +34,9 @@ def refuse_misfit(wanted: Wanted, recipe: Recipe) -> None:
     if wanted.cpu_offload and wanted.strategy == "ddp":
         raise UserError("with ddp every device holds the whole base", "--cpu-offload",
                         "use --strategy fsdp, or leave it out")
-    if wanted.strategy in ("fsdp", "hsdp") or wanted.cpu_offload:
-        if (reason := why_not_sharded(recipe, None)) is not None:
-            raise cannot_be_sharded(reason, wanted.strategy)
+    is_sharded = wanted.strategy in ("fsdp", "hsdp") or wanted.cpu_offload
+    if is_sharded and (reason := why_not_sharded(recipe, None)) is not None:
+        raise cannot_be_sharded(reason, wanted.strategy)
 
 
 def with_environment(wanted: Wanted) -> Wanted:
