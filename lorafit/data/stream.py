@@ -30,6 +30,7 @@ from lorafit.data.pipeline import Made, Pipeline
 from lorafit.data.reading import Tally
 from lorafit.data.sources import RawBlock, open_blocks, source_files
 from lorafit.data.store import StoreWriter, TokenStore
+from lorafit.data.stream_blocks import SharedBlocks, telling, wait_for_cursors, write_cursors
 from lorafit.errors import MachineError, UserError
 from lorafit.recipe.schema import Data
 
@@ -102,11 +103,13 @@ class _Work:
 class StreamFeed:
     """A feed that reads ahead of the training loop, from the start or from a saved state.
 
-    Rows that also stand in `held_out` are what the check `overlap` looks for.
+    Rows that also stand in `held_out` are what the check `overlap` looks for. Several processes of
+    a machine with `shared` blocks read and tokenise each row once.
     """
 
     def __init__(self, data: Data, tokenizer: Any, seed: int, batch_size: int,
-                 held_out: Checked | None = None, state: dict[str, Any] | None = None) -> None:
+                 held_out: Checked | None = None, state: dict[str, Any] | None = None,
+                 shared: SharedBlocks | None = None) -> None:
         self._data = data
         self._seed = seed
         self._batch_size = batch_size
@@ -123,10 +126,12 @@ class StreamFeed:
         self.identity = _identity(self._given, pipelines)
         self._made = workers.in_order(
             _Work(tuple(pipelines)), _in_turns(self._given, self._next.cursors),
-            workers.count(data.workers, on_every_rank=True))
-        self.directory = Path(tempfile.mkdtemp(prefix="lorafit-stream-"))
-        # However a run ends, its blocks go with it.
-        weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
+            workers.count(data.workers))
+        self._shared = shared
+        self._reads = shared is None or shared.reads
+        self.directory = new_directory() if shared is None else shared.directory
+        if self._reads:  # however a run ends, its blocks go with it
+            weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
 
     def step(self, step: int) -> StepExamples:
         """The examples of optimizer step `step` (from 0). Steps are asked for in order."""
@@ -138,7 +143,9 @@ class StreamFeed:
             self._blocks.append(self._next_block())
         # The step before may be asked for again, or its state: it is the one that training is in.
         while self._blocks[0].end_row <= first - self._batch_size:
-            shutil.rmtree(self._blocks.pop(0).directory)
+            done = self._blocks.pop(0)  # every rank has opened it: they meet once a step
+            if self._reads:
+                shutil.rmtree(done.directory)
         chosen = [(block, int(block.order[row - block.start.first_row]))
                   for row in range(first, last)
                   for block in self._blocks
@@ -182,7 +189,8 @@ class StreamFeed:
 
     def close(self) -> None:
         self._made.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self._reads:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _next_block(self) -> _Block:
         """The next block. UserError when a row does not fit or a check objects, MachineError when
@@ -198,6 +206,23 @@ class StreamFeed:
     def _read_block(self) -> _Block:
         start = self._next
         directory = self.directory / str(start.block)
+        if self._reads:
+            with telling(directory, self._shared is not None):
+                cursors = self._write_block(directory, start)
+        else:
+            cursors = [Cursor(**values) for values in wait_for_cursors(directory)]
+        data = self._select([TokenStore(directory / str(n)) for n in range(len(self._given))])
+        if self._expected not in (None, data.report.fingerprint):
+            raise UserError("the rows changed since the run was started",
+                            ", ".join(given.name for given in self._given),
+                            "restore the files, or start a new run in another output.dir")
+        self._expected = None
+        self._next = Position(start.block + 1, start.first_row + len(data), tuple(cursors),
+                              _added(start.read, data.report))
+        return _Block(start, data, permutation(len(data), self._seed, start.block), directory)
+
+    def _write_block(self, directory: Path, start: Position) -> list[Cursor]:
+        """Fill the stores of a block; where the sources stand after it."""
         writers, tallies = [], []
         for number, given in enumerate(self._given):
             (directory / str(number)).mkdir(parents=True)
@@ -211,15 +236,8 @@ class StreamFeed:
             writers[source].append(made.rows)
         for writer, tally, shape in zip(writers, tallies, self._shapes, strict=True):
             writer.close(tally.facts(shape))
-        data = self._select([TokenStore(directory / str(n)) for n in range(len(writers))])
-        if self._expected not in (None, data.report.fingerprint):
-            raise UserError("the rows changed since the run was started",
-                            ", ".join(given.name for given in self._given),
-                            "restore the files, or start a new run in another output.dir")
-        self._expected = None
-        self._next = Position(start.block + 1, start.first_row + len(data), tuple(cursors),
-                              _added(start.read, data.report))
-        return _Block(start, data, permutation(len(data), self._seed, start.block), directory)
+        write_cursors(directory, cursors)
+        return cursors
 
     def _select(self, stores: Sequence[TokenStore]) -> TokenisedData:
         rows = self._checks.rows(self._given, stores)
@@ -227,6 +245,11 @@ class StreamFeed:
             rows = self._checks.overlap(rows, self._held_out)
         fail_on(rows)
         return ready(rows, self._data)
+
+
+def new_directory() -> Path:
+    """Where blocks go, for whoever reads them."""
+    return Path(tempfile.mkdtemp(prefix="lorafit-stream-"))
 
 
 def _added(before: dict[str, int], report: Report) -> dict[str, int]:

@@ -11,6 +11,7 @@ from lorafit.data.dataset import Report, TokenisedData, read_data, read_held_out
 from lorafit.data.feed import EpochFeed, Feed
 from lorafit.data.packing import Layout, split_rows
 from lorafit.data.stream import StreamFeed
+from lorafit.data.stream_blocks import SharedBlocks
 from lorafit.errors import UserError
 from lorafit.model import base as bases
 from lorafit.model.adapters.add import refuse_misfit
@@ -62,12 +63,13 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = None,
+            shared: SharedBlocks | None = None,
             watch: Callable[[str, int], None] = lambda source, rows: None) -> Prepared:
     """Read and tokenise the data and decide everything that is left open.
 
-    `feed_state` is where a resumed run's stream goes on; `watch` is told how many rows of a source
-    are tokenised. UserError for whatever is wrong with the data, the base's configuration or the
-    adapter.
+    `feed_state` is where a resumed run's stream goes on, `shared` where its blocks lie; `watch` is
+    told how many rows of a source are tokenised. UserError for whatever is wrong with the data, the
+    base's configuration or the adapter.
     """
     training, data = recipe.training, recipe.data
     config = bases.load_config(recipe.model)
@@ -87,7 +89,7 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
         checked = read_held_out(data, tokenizer, watch)
         held_out = None if checked is None else ready(checked, data)
         stream = StreamFeed(data, tokenizer, training.seed, training.batch_size, checked,
-                            feed_state)
+                            feed_state, shared)
         report, longest = stream.report(), data.max_length_tokens
     else:
         train_data, held_out = read_data(data, tokenizer, training.seed, watch)

@@ -1,6 +1,7 @@
 """A run from recipe to result: every room once, in order."""
 
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import torch
 from lorafit import pins
 from lorafit.data.packing import Layout
 from lorafit.data.pipeline import make_renderer
+from lorafit.data.stream import new_directory
+from lorafit.data.stream_blocks import SharedBlocks
 from lorafit.errors import LorafitError
 from lorafit.model import base as bases
 from lorafit.model.adapters.add import add_adapter
@@ -162,6 +165,21 @@ def _decided_by_main(accelerator: Any, decide: Callable[[], Any]) -> Any:
     return decided
 
 
+def _blocks_of_machine(accelerator: Any, held: ExitStack) -> SharedBlocks | None:
+    """Where the ranks of a machine share what the first of them reads; None for a single one."""
+    if accelerator.num_processes == 1:
+        return None
+    reads = accelerator.local_process_index == 0
+    directory = str(new_directory()) if reads else ""
+    if reads:
+        held.callback(shutil.rmtree, directory, ignore_errors=True)
+    mine = (accelerator.process_index, directory)
+    everyone: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(everyone, mine)
+    first = accelerator.process_index - accelerator.local_process_index
+    return SharedBlocks(Path(dict(everyone)[first]), reads)
+
+
 def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resume: bool,
            checkpoint: Path | None, skipped: list[str], announce: Callable[[Record], None],
            started_s: float, stop: StopRequest, wanted: Wanted) -> Result:
@@ -169,8 +187,10 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     digest = base_digest(recipe.model.base)
     if resume and digest is not None:
         refuse_other_base(run, digest)
+    shared = _blocks_of_machine(accelerator, held) if recipe.data.streaming else None
     prepared = prepare(recipe, accelerator.num_processes, watch=display.rows_tokenised,
-                       feed_state=None if checkpoint is None else saved_progress(checkpoint).feed)
+                       feed_state=None if checkpoint is None else saved_progress(checkpoint).feed,
+                       shared=shared)
     strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.stored)
     adapted = _load(recipe, run, prepared, strategy, resume)
     _same_on_all_ranks(accelerator, adapted)

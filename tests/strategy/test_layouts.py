@@ -1,5 +1,6 @@
 """The same recipe, other processes: a few cells of the table of scripts/prove_layouts.py."""
 
+import json
 import os
 import socket
 import sys
@@ -69,3 +70,28 @@ def test_two_groups_of_two_are_one_process(make_recipe, train, tmp_path):
 @pytest.mark.long
 def test_quick_table(capsys):
     assert prove_layouts.main(["--quick"]) == 0, capsys.readouterr().out
+
+
+def test_a_stream_is_read_once_on_a_machine(make_recipe, chat_file, tmp_path):
+    """Its rows are counted once, and a bad one ends both ranks with what was trained so far."""
+    rows = chat_file(520, "stream.jsonl", first=1000)  # 500 are read at a time
+    long = {"messages": [{"role": "user", "content": "How much?"},
+                         {"role": "assistant", "content": "Very much. " * 200}]}
+    rows.write_text(rows.read_text() + json.dumps(long) + "\n")
+    recipe = make_recipe("spread", data={"train": str(rows), "streaming": True,
+                                         "shuffle_rows": 100, "workers": 1,
+                                         "max_length_tokens": 96, "on_long": "error"},
+                         training={"steps": 40, "batch_size": 32, "micro_batch_size": 8,
+                                   "eval_every": 40, "checkpoint_every": 40})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump()))
+    stream = tmp_path / "temporary"
+    stream.mkdir()
+    run = processes.forks().start(
+        ["lorafit", "train", str(tmp_path / "recipe.yaml"), "--num-processes", "2"], tmp_path,
+        "spread", environment={"TMPDIR": str(stream)}, ranks=2)
+    assert run.wait(200) == 2, run.said()
+    assert run.errors().count("error:") == 1, run.errors()
+    assert "stream.jsonl:521" in run.errors()
+    saved = sorted(path.name for path in (Path(recipe.output.dir) / "checkpoints").glob("step-*"))
+    assert saved[-1] > "step-00000000"
+    assert not list(stream.glob("lorafit-stream-*"))
