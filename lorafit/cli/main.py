@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _run() -> int:
-    from lorafit.launch import is_main_rank
+    from lorafit.launch.rank import is_main_rank
 
     try:
         result = app(standalone_mode=False)
