@@ -58,7 +58,8 @@ def _run() -> int:
             error.show()
             return int(error.exit_code)
         if (message := _machine_trouble(error)) is not None:
-            print(f"error: {redacted(message)}", file=sys.stderr)
+            if message:
+                print(f"error: {redacted(message)}", file=sys.stderr)
             return 3
         raise
     return result if isinstance(result, int) else 0
@@ -71,12 +72,17 @@ def _show_bug(kind: type[BaseException], error: BaseException,
 
 
 def _machine_trouble(error: Exception) -> str | None:
-    """A message for what the machine refused, None for anything else."""
+    """A message for what the machine refused, empty where somebody else gives it, None for
+    anything else."""
+    from lorafit.launch.rank import has_own_launcher
+
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return ("out of memory\n    lower training.micro_batch_size, set "
                 "training.activation_checkpointing=full, or quantise the base "
                 "(model.quantization=nf4)")
     if isinstance(error, RuntimeError) and any(said in str(error) for said in _LOST_RANK):
+        if has_own_launcher():  # which says it, and better
+            return ""
         return ("another rank of this job is gone; what it said itself tells why\n    the last "
                 "checkpoint is intact: go on with --resume")
     if isinstance(error, OSError):

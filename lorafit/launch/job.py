@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from lorafit.launch.meeting import Round, meet
-from lorafit.launch.outcome import Outcome, Verdict
+from lorafit.launch.meeting import meet
+from lorafit.launch.outcome import FINAL_CODES, Verdict
 from lorafit.launch.ranks import handing_on, run_ranks
 from lorafit.launch.request import Request
 
@@ -30,7 +30,7 @@ def launch(arguments: Sequence[str], request: Request) -> int:
                 break
             used += 1
             _say(f"restart {used} of {request.restarts}: {verdict.why}")
-    _say_end(verdict, begun, outcome, request, used)
+    _say_end(verdict, request, used)
     return verdict.code
 
 
@@ -47,17 +47,16 @@ def shared(arguments: Sequence[str]) -> list[str]:
     return left
 
 
-def _say_end(verdict: Verdict, begun: Round, outcome: Outcome, request: Request, used: int) -> None:
+def _say_end(verdict: Verdict, request: Request, used: int) -> None:
     """What no rank of this machine has said."""
     restarts = f"{used} restart{'' if used == 1 else 's'}"
     if verdict.code == 0:
         if used:
             _say(f"finished after {restarts}")
         return
-    is_said = verdict.is_said and (verdict.of_node == request.node or any(
-        failure.code > 0 for failure in outcome.failures))
-    if not is_said:
-        remedy = "" if verdict.why.startswith("stopped") else \
+    speaks_here = verdict.of_node == request.node or (request.node == 0 and verdict.code != 1)
+    if not (verdict.is_said and speaks_here):
+        remedy = "" if verdict.code in FINAL_CODES else \
             "\n    the last checkpoint is intact: go on with --resume"
         _say(f"error: {verdict.why}{remedy}")
     if used:

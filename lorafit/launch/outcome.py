@@ -10,6 +10,7 @@ from lorafit.errors import DEADLINE_EXIT_CODE, DivergedError, MachineError, User
 # What another try would only do again, or what somebody has asked for.
 FINAL_CODES = frozenset({UserError.exit_code, DivergedError.exit_code, DEADLINE_EXIT_CODE,
                          128 + signal.SIGINT, 128 + signal.SIGTERM})
+_BUG = 1  # whose traceback every rank shows; other errors rank 0 says for all
 _TOGETHER_S = 10  # ranks that end for the same reason do so within that time
 
 
@@ -56,7 +57,7 @@ class Outcome:
 class Verdict:
     """What all launchers do after a round: end with `code`, or start again.
 
-    why: for people. is_said: a rank has said it on machine `of_node`, in more words.
+    why: for people. is_said: a rank of machine `of_node` has said it, in more words.
     """
 
     code: int
@@ -107,11 +108,15 @@ def _cause(outcomes: Sequence[Outcome], lost: Sequence[tuple[int, str]],
         return Verdict(MachineError.exit_code,
                        f"machine {node} ({host}) has gone: its launcher was killed, or the network "
                        "to it is down", of_node=node)
+    # What ends a rank whose neighbour has failed is the machine's failure, so that comes last.
+    failed.sort(key=lambda pair: pair[0].code == MachineError.exit_code)
     for failure, outcome in failed:
         if failure.code > 0:
             where = f" on {outcome.host}" if several else ""
             return Verdict(failure.code, f"rank {failure.rank}{where} ended with exit code "
-                           f"{failure.code}", of_node=outcome.node, is_said=True)
+                           f"{failure.code}", of_node=outcome.node,
+                           is_said=failure.code == _BUG or any(
+                               each.rank == 0 and each.code == failure.code for each, _ in failed))
     for outcome in outcomes:
         if outcome.asked:
             return Verdict(128 + outcome.asked, "stopped before the first step",

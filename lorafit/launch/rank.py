@@ -70,6 +70,7 @@ def settle() -> None:
     """What a rank sees to before it begins: that it ends with lorafit's launcher, and that ranks of
     several machines find each other."""
     _end_with_launcher()
+    quiet_sockets()
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         return
     if "GLOO_SOCKET_IFNAME" not in os.environ and "MASTER_ADDR" in os.environ:
@@ -79,9 +80,19 @@ def settle() -> None:
                 os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
+def has_own_launcher() -> bool:
+    """Whether lorafit's launcher watches over this rank, and says what becomes of the others."""
+    return os.environ.get(LAUNCHER) == str(os.getppid())
+
+
+def quiet_sockets() -> None:
+    """No lines of torch's about names it cannot find; to be called before torch is imported."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def _end_with_launcher() -> None:
     """Have this rank asked to stop when lorafit's launcher dies, however that happens (Linux)."""
-    if os.environ.get(LAUNCHER) != str(os.getppid()) or sys.platform != "linux":
+    if not has_own_launcher() or sys.platform != "linux":
         return
     import ctypes
 

@@ -59,6 +59,7 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bo
             if goes_on:
                 keep_commits(recipe, run)
             settle_hub(recipe)
+            ranks.quiet_sockets()
             from lorafit.model.device import gpu_count
 
             request = requests.settle(options, gpu_count(), recipe.training.batch_size)
