@@ -286,8 +286,8 @@ class Guest:
         begun = time.monotonic()
         self._machine = replace(self._machine, used=used)
         has_said = False
-        if self._line is not None:  # the host is to know how far this machine has come
-            self._line.say(machine=asdict(self._machine))
+        if (line := self._line) is not None:  # the host is to know how far this machine has come
+            line.say(machine=asdict(self._machine))
         while True:
             if self._line is None:
                 self._connect(begun)
@@ -329,9 +329,9 @@ class Guest:
                 time.sleep(0.2)
         with self._change:
             self._heard = {}
-        self._line = Line(connection, self._hear, self._lose)
-        self._line.start()
-        self._line.say(machine=asdict(self._machine))
+        self._line = line = Line(connection, self._hear, self._lose)
+        line.start()
+        line.say(machine=asdict(self._machine))
 
     def _unreachable(self, error: OSError) -> UserError:
         why = error.strerror or str(error)
@@ -344,8 +344,8 @@ class Guest:
             "--rendezvous-timeout waits longer")
 
     def finish(self, outcome: Outcome, left: int) -> Verdict:
-        if self._line is not None:
-            self._line.say(outcome=outcome.as_dict())
+        if (line := self._line) is not None:
+            line.say(outcome=outcome.as_dict())
         with self._change:
             while "verdict" not in self._heard and self._line is not None:
                 self._change.wait(0.5)
@@ -355,8 +355,8 @@ class Guest:
         return outcomes.judge([outcome], [(0, self._host)], left)
 
     def close(self) -> None:
-        if self._line is not None:
-            self._line.close()
+        if (line := self._line) is not None:
+            line.close()
 
     def _hear(self, line: Line, message: dict[str, Any]) -> None:
         with self._change:
