@@ -2,6 +2,6 @@
 
 `rank` is what a process knows of itself as one of many, whoever started it; `slurm` reads what
 Slurm's srun says. `request` are the options, `job` starts rounds of ranks until the work is done or
-cannot be, `meeting` is where the launchers of several machines agree on each round, `round` is one
-of them, and `outcome` is what came of it.
+cannot be. In a `meeting` (`host`, `guest`, the `line` between them) the launchers of several
+machines agree on each round; `ranks` is one on one machine, `outcome` what came of it.
 """

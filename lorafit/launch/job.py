@@ -1,11 +1,13 @@
 """A job: rounds of ranks, until the work is done or cannot be."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
-from lorafit.launch.meeting import meet
+from lorafit.launch.guest import Guest
+from lorafit.launch.host import Host
+from lorafit.launch.meeting import Machine, Meeting
 from lorafit.launch.outcome import FINAL_CODES, Verdict
 from lorafit.launch.ranks import handing_on, run_ranks
 from lorafit.launch.request import Request
@@ -32,6 +34,16 @@ def launch(arguments: Sequence[str], request: Request) -> int:
             _say(f"restart {used} of {request.restarts}: {verdict.why}")
     _say_end(verdict, request, used)
     return verdict.code
+
+
+def meet(request: Request, options: Sequence[str], open_store: Callable[[], int],
+         say: Callable[[str], None]) -> Meeting:
+    """This machine's side of the meeting. options: of the command line, alike on all machines.
+    open_store: begins a new store for ranks on the host, and returns its port. say: to a person."""
+    machine = Machine.this(request, options)
+    if request.place is not None and request.node > 0:
+        return Guest(request, request.place, machine, say)
+    return Host(request, machine, open_store, say)
 
 
 def shared(arguments: Sequence[str]) -> list[str]:

@@ -37,7 +37,8 @@ class Options:
 class Request:
     """What a launcher has to start: `processes` ranks here, as machine `node` of `nodes`.
 
-    place: where launchers meet; None on a single machine.
+    place: where launchers meet; None on a single machine. timeout_s: how long they wait for each
+    other. patience_s: after which a line says what is waited for.
     """
 
     processes: int
@@ -46,6 +47,7 @@ class Request:
     place: Place | None = None
     timeout_s: float = TIMEOUT_S
     restarts: int = 0
+    patience_s: float = 5.0
 
 
 def refuse_beside_launcher(options: Options, rank: Rank) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lorafit.errors import UserError
-from lorafit.launch import meeting as meetings
-from lorafit.launch.meeting import Meeting, Round, meet
+from lorafit.launch.job import meet
+from lorafit.launch.meeting import Meeting, Round
 from lorafit.launch.network import Place
 from lorafit.launch.outcome import Failure, Outcome
 from lorafit.launch.request import Request
@@ -37,7 +37,7 @@ def together() -> Iterator[Callable[..., list[Any]]]:
 
 def side(place: Place, node: int, nodes: int = 2, options: tuple[str, ...] = ("train",),
          timeout_s: float = 20.0, said: list[str] | None = None) -> Meeting:
-    request = Request(1, nodes, node, place, timeout_s, restarts=3)
+    request = Request(1, nodes, node, place, timeout_s, restarts=3, patience_s=0.3)
     return meet(request, options, lambda: 4242, (said if said is not None else []).append)
 
 
@@ -151,8 +151,7 @@ def test_a_second_machine_does_not_disturb_a_job_that_runs(place, together):
         assert [verdict.code for verdict in verdicts] == [0, 0]
 
 
-def test_a_machine_that_never_comes(place, together, monkeypatch):
-    monkeypatch.setattr(meetings, "_PATIENCE_S", 0.2)
+def test_a_machine_that_never_comes(place, together):
     said: list[str] = []
     with sides(side(place, 0, 4, timeout_s=1.5, said=said), side(place, 2, 4)) as (host, guest):
         errors = together(lambda: host.gather(0), lambda: guest.gather(0))
@@ -177,8 +176,7 @@ def test_a_port_that_somebody_has(place):
         side(place, 0)
 
 
-def test_something_else_listens_there(place, monkeypatch):
-    monkeypatch.setattr(meetings, "_PATIENCE_S", 0.5)
+def test_something_else_listens_there(place):
     with closing(socket.create_server(("127.0.0.1", place.port))) as other:
         def answer() -> None:
             while True:

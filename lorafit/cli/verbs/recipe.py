@@ -39,9 +39,10 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bo
     rank = ranks.recognise()
     # From here on: while libraries are loaded, a signal ends the process with the documented code.
     with listening(_deadline_s(stop_after_s, started_s), is_rank=rank is not None) as stop:
-        if rank is not None and not rank.is_own:
+        if rank is None:
+            requests.check(options)
+        elif not rank.is_own:
             requests.refuse_beside_launcher(options, rank)
-        requests.check(options)
         recipe = load_recipe(recipe_path, overrides)
         wanted = Wanted(strategy, cpu_offload)
         refuse_misfit(wanted, recipe)
