@@ -10,6 +10,7 @@ from lorafit.cli import stdio
 from lorafit.cli.app import app
 from lorafit.data.examples import BadRow
 from lorafit.errors import LorafitError
+from lorafit.last_words import leave
 from lorafit.secrets import redacted
 
 # Each puts its verbs on app; --help lists them in this order.
@@ -26,7 +27,9 @@ import lorafit.cli.commands.doctor  # noqa: F401
 
 # How gloo and NCCL say that a process at the other end has gone.
 _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "connectFullMesh failed",
-              "remote process exited",              "ncclRemoteError", "ncclSystemError")
+              "remote process exited", "ncclRemoteError", "ncclSystemError")
+_LOST = ("another rank of this job is gone; what it said itself tells why\n    the last checkpoint "
+         "is intact: go on with --resume")
 
 
 def main() -> None:
@@ -42,8 +45,8 @@ def _run() -> int:
     try:
         result = app(standalone_mode=False)
     except LorafitError as error:
-        # Every rank finds the same mistake; one of them says so.
-        if is_main_rank():
+        # Every rank finds the same mistake; one of them, or their launcher, says so.
+        if not leave(redacted(str(error)), error.exit_code) and is_main_rank():
             print(f"error: {redacted(str(error))}", file=sys.stderr)
         return error.exit_code
     except BadRow as bad:  # a template or a row that a verb met where there is but one
@@ -58,7 +61,7 @@ def _run() -> int:
             error.show()
             return int(error.exit_code)
         if (message := _machine_trouble(error)) is not None:
-            if message:
+            if not leave(redacted(message), 3, is_echo=message == _LOST):
                 print(f"error: {redacted(message)}", file=sys.stderr)
             return 3
         raise
@@ -72,19 +75,13 @@ def _show_bug(kind: type[BaseException], error: BaseException,
 
 
 def _machine_trouble(error: Exception) -> str | None:
-    """A message for what the machine refused, empty where somebody else gives it, None for
-    anything else."""
-    from lorafit.launch.rank import has_own_launcher
-
+    """A message for what the machine refused, None for anything else."""
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return ("out of memory\n    lower training.micro_batch_size, set "
                 "training.activation_checkpointing=full, or quantise the base "
                 "(model.quantization=nf4)")
     if isinstance(error, RuntimeError) and any(said in str(error) for said in _LOST_RANK):
-        if has_own_launcher():  # which says it, and better
-            return ""
-        return ("another rank of this job is gone; what it said itself tells why\n    the last "
-                "checkpoint is intact: go on with --resume")
+        return _LOST
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}"

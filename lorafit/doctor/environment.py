@@ -170,7 +170,7 @@ _LAUNCHER = "of a launcher; lorafit takes itself for one of several ranks with R
 VARIABLES = (
     Variable("LORAFIT_DEVICE", "the kind of device to train on", _device),
     Variable("LORAFIT_CACHE", "where tokenised rows are kept", _directory),
-    Variable("LORAFIT_LAUNCHER_PID|LORAFIT_RESTARTS|LORAFIT_STOP_AT",
+    Variable("LORAFIT_(LAUNCHER_PID|RESTARTS|STOP_AT|LAST_WORDS)",
              "what lorafit's launcher tells its ranks", _always(
                  "is set by lorafit for its ranks, and left over here", "unset it")),
     Variable("LORAFIT_.*", "not read by lorafit, but perhaps by its tests"),

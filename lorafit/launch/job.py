@@ -31,7 +31,7 @@ def launch(arguments: Sequence[str], request: Request) -> int:
             if not verdict.again:
                 break
             used += 1
-            _say(f"restart {used} of {request.restarts}: {verdict.why}")
+            _say(f"restart {used} of {request.restarts}: {verdict.why.splitlines()[0]}")
     _say_end(verdict, request, used)
     return verdict.code
 
@@ -66,9 +66,8 @@ def _say_end(verdict: Verdict, request: Request, used: int) -> None:
         if used:
             _say(f"finished after {restarts}")
         return
-    speaks_here = verdict.of_node == request.node or (request.node == 0 and verdict.code != 1)
-    if not (verdict.is_said and speaks_here):
-        remedy = "" if verdict.code in FINAL_CODES else \
+    if not (verdict.is_said and verdict.of_node == request.node):
+        remedy = "" if verdict.is_whole or verdict.code in FINAL_CODES else \
             "\n    the last checkpoint is intact: go on with --resume"
         _say(f"error: {verdict.why}{remedy}")
     if used:

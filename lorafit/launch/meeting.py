@@ -2,9 +2,8 @@
 
 Machine 0 is the host: it listens at the rendezvous, the others are guests that connect to it. A
 round begins when all are there. In it they hear of each other what torch's launcher does not tell:
-that a machine has gone, or that its ranks have failed. After it the host judges for all. torch's own
-launcher then has nothing left to settle but the numbers of ranks, which follow from those of the
-machines.
+that a machine has gone, or that its ranks have failed. After it the host judges for all. All that
+is left to torch's launcher is to number the ranks, in the order of the machines.
 """
 
 import platform

@@ -10,18 +10,20 @@ from lorafit.errors import DEADLINE_EXIT_CODE, DivergedError, MachineError, User
 # What another try would only do again, or what somebody has asked for.
 FINAL_CODES = frozenset({UserError.exit_code, DivergedError.exit_code, DEADLINE_EXIT_CODE,
                          128 + signal.SIGINT, 128 + signal.SIGTERM})
-_BUG = 1  # whose traceback every rank shows; other errors rank 0 says for all
+_BUG = 1  # whose traceback a rank shows itself
 _TOGETHER_S = 10  # ranks that end for the same reason do so within that time
 
 
 @dataclass(frozen=True)
 class Failure:
     """A rank that did not end well. code: its exit code, −N after signal N. at: seconds since 1970,
-    to the second."""
+    to the second. message: what it left to say. is_echo: it only missed another rank."""
 
     rank: int
     code: int
     at: int = 0
+    message: str = ""
+    is_echo: bool = False
 
     @property
     def was_killed(self) -> bool:
@@ -47,7 +49,8 @@ class Outcome:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Outcome":
-        failures = [Failure(int(each["rank"]), int(each["code"]), int(each["at"]))
+        failures = [Failure(int(each["rank"]), int(each["code"]), int(each["at"]),
+                            str(each["message"]), bool(each["is_echo"]))
                     for each in values["failures"]]
         return cls(int(values["node"]), str(values["host"]), failures, int(values["asked"]),
                    str(values["ended_for"]))
@@ -57,7 +60,8 @@ class Outcome:
 class Verdict:
     """What all launchers do after a round: end with `code`, or start again.
 
-    why: for people. is_said: a rank of machine `of_node` has said it, in more words.
+    why: for people. is_said: it was said on machine `of_node` already, in more words. is_whole:
+    it has its own remedy.
     """
 
     code: int
@@ -65,6 +69,7 @@ class Verdict:
     again: bool = False
     of_node: int = 0
     is_said: bool = False
+    is_whole: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,7 +77,7 @@ class Verdict:
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Verdict":
         return cls(int(values["code"]), str(values["why"]), bool(values["again"]),
-                   int(values["of_node"]), bool(values["is_said"]))
+                   int(values["of_node"]), bool(values["is_said"]), bool(values["is_whole"]))
 
 
 def judge(outcomes: Sequence[Outcome], lost: Sequence[tuple[int, str]], left: int) -> Verdict:
@@ -109,14 +114,11 @@ def _cause(outcomes: Sequence[Outcome], lost: Sequence[tuple[int, str]],
                        f"machine {node} ({host}) has gone: its launcher was killed, or the network "
                        "to it is down", of_node=node)
     # What ends a rank whose neighbour has failed is the machine's failure, so that comes last.
-    failed.sort(key=lambda pair: pair[0].code == MachineError.exit_code)
+    failed.sort(key=lambda pair: (pair[0].is_echo, pair[0].code == MachineError.exit_code
+                                  and not pair[0].message))
     for failure, outcome in failed:
         if failure.code > 0:
-            where = f" on {outcome.host}" if several else ""
-            return Verdict(failure.code, f"rank {failure.rank}{where} ended with exit code "
-                           f"{failure.code}", of_node=outcome.node,
-                           is_said=failure.code == _BUG or any(
-                               each.rank == 0 and each.code == failure.code for each, _ in failed))
+            return _of_rank(failure, outcome, [each for each, _ in failed], several)
     for outcome in outcomes:
         if outcome.asked:
             return Verdict(128 + outcome.asked, "stopped before the first step",
@@ -126,3 +128,17 @@ def _cause(outcomes: Sequence[Outcome], lost: Sequence[tuple[int, str]],
             return Verdict(128 - failure.code, "stopped before the first step",
                            of_node=outcome.node)
     return Verdict(0)
+
+
+def _of_rank(failure: Failure, outcome: Outcome, failed: Sequence[Failure],
+             several: bool) -> Verdict:
+    """A rank's own error is everyone's: in its own words, with its name unless rank 0 says the
+    same."""
+    name = f"rank {failure.rank} on {outcome.host}" if several else f"rank {failure.rank}"
+    first = [each for each in failed if each.rank == 0 and each.code == failure.code]
+    if failure.message:
+        is_common = any(each.message == failure.message for each in first)
+        why = failure.message if is_common else f"{name}: {failure.message}"
+        return Verdict(failure.code, why, of_node=outcome.node, is_whole=True)
+    return Verdict(failure.code, f"{name} ended with exit code {failure.code}",
+                   of_node=outcome.node, is_said=failure.code == _BUG or bool(first))

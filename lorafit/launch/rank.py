@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from lorafit.errors import UserError
+from lorafit.last_words import LAUNCHER, has_own_launcher
 from lorafit.launch import slurm
 from lorafit.launch.network import interface_between_machines
 
-LAUNCHER = "LORAFIT_LAUNCHER_PID"
 RESTARTS = "LORAFIT_RESTARTS"
 
 
@@ -78,11 +78,6 @@ def settle() -> None:
             address = socket.getaddrinfo(os.environ["MASTER_ADDR"], None)[0][4][0]
             if name := interface_between_machines(str(address)):
                 os.environ["GLOO_SOCKET_IFNAME"] = name
-
-
-def has_own_launcher() -> bool:
-    """Whether lorafit's launcher watches over this rank, and says what becomes of the others."""
-    return os.environ.get(LAUNCHER) == str(os.getppid())
 
 
 def quiet_sockets() -> None:

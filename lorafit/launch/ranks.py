@@ -8,12 +8,15 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 from lorafit.errors import MachineError
+from lorafit.last_words import FOLDER, LAUNCHER, Words, read
 from lorafit.launch.meeting import Meeting, Round
 from lorafit.launch.outcome import Failure, Outcome
-from lorafit.launch.rank import LAUNCHER, RESTARTS
+from lorafit.launch.rank import RESTARTS
 from lorafit.launch.request import Request
 
 _JOIN_S = 60  # all machines are there when a round begins
@@ -69,9 +72,10 @@ def run_ranks(arguments: Sequence[str], request: Request, begun: Round, meeting:
     # A rank says itself what went wrong; the launcher's own account of it only buries that.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     failures: list[Failure] = []
-    with _ended_with_others(meeting):
+    with TemporaryDirectory(prefix="lorafit-") as folder, _ended_with_others(meeting):
+        os.environ[FOLDER] = folder
         try:
-            failures = _run(arguments, request, begun)
+            failures = _in_their_words(_run(arguments, request, begun), read(Path(folder)))
         except SignalException as error:  # SIGHUP or SIGQUIT, from which the agent has ended them
             asked.number = int(error.sigval)
         except DistError:  # the host's store has gone before the ranks began
@@ -97,6 +101,14 @@ def _run(arguments: Sequence[str], request: Request, begun: Round) -> list[Failu
     result = agent.run()
     return [Failure(rank, failure.exitcode, int(failure.timestamp))
             for rank, failure in result.failures.items()]
+
+
+def _in_their_words(failures: Sequence[Failure], left: Sequence[Words]) -> list[Failure]:
+    """Failures with what the ranks have left to say. One that was ended after it had spoken failed
+    by what it said."""
+    spoken = {words.rank: Failure(words.rank, words.code, int(words.at), words.message,
+                                  words.is_echo) for words in left}
+    return [*spoken.values(), *(each for each in failures if each.rank not in spoken)]
 
 
 @contextmanager

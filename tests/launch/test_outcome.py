@@ -61,3 +61,15 @@ def test_whoever_was_asked_to_stop_is_not_started_again():
     before = judge([outcome(0, (0, TERM, 1), asked=signal.SIGTERM)], [], 5)
     assert (before.code, before.why) == (143, "stopped before the first step")
     assert judge([outcome(0, (0, TERM, 1))], [], 5).code == 143
+
+
+def test_the_words_of_a_rank_are_everyones():
+    mine, echo = Failure(1, 3, 5, "no space left"), Failure(0, 3, 4, "another is gone", is_echo=True)
+    verdict = judge([Outcome(0, "a", [echo, mine])], [], 0)
+    assert (verdict.why, verdict.is_whole) == ("rank 1: no space left", True)
+    verdict = judge([Outcome(0, "a", [echo]), Outcome(1, "b", [mine])], [], 0)
+    assert verdict.why == "rank 1 on b: no space left"
+    alike = [Failure(rank, 2, 9, "wrong recipe") for rank in (1, 0)]
+    assert judge([Outcome(0, "a", alike)], [], 0).why == "wrong recipe"
+    alone = judge([Outcome(0, "a", [echo])], [], 0)
+    assert (alone.code, alone.why) == (3, "another is gone")
