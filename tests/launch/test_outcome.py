@@ -64,7 +64,8 @@ def test_whoever_was_asked_to_stop_is_not_started_again():
 
 
 def test_the_words_of_a_rank_are_everyones():
-    mine, echo = Failure(1, 3, 5, "no space left"), Failure(0, 3, 4, "another is gone", is_echo=True)
+    mine = Failure(1, 3, 5, "no space left")
+    echo = Failure(0, 3, 4, "another is gone", is_echo=True)
     verdict = judge([Outcome(0, "a", [echo, mine])], [], 0)
     assert (verdict.why, verdict.is_whole) == ("rank 1: no space left", True)
     verdict = judge([Outcome(0, "a", [echo]), Outcome(1, "b", [mine])], [], 0)
