@@ -60,9 +60,8 @@ class Guest:
         """Reach the host, or end in a UserError when the time is over."""
         has_said = False
         while True:
-            address = self._place.resolve(OPTION)
-            try:
-                connection = socket.create_connection((address, self._place.port), timeout=2.0)
+            try:  # with all addresses of the name, which may be found again after a moment
+                connection = socket.create_connection((self._place.host, self._place.port), 2.0)
                 break
             except OSError as error:
                 waited = time.monotonic() - begun
