@@ -57,7 +57,7 @@ def test_a_task_of_srun_becomes_a_rank():
 @pytest.mark.parametrize("values", [("4", "4"), ("x", "4"), ("0", "x"), ("-1", "4"), ("0", "0")])
 def test_numbers_that_cannot_be(values):
     os.environ.update(dict(zip(("RANK", "WORLD_SIZE"), values, strict=True)))
-    with pytest.raises(UserError, match="RANK|WORLD_SIZE"):
+    with pytest.raises(UserError, match=r"RANK|WORLD_SIZE"):
         rank.recognise()
 
 
