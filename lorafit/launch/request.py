@@ -53,10 +53,8 @@ class Request:
 def refuse_beside_launcher(options: Options, rank: Rank) -> None:
     """UserError for options that a launcher has decided already."""
     if given := options.given():
-        remedy = "leave it out, or start lorafit train without the launcher"
-        if "--restarts" in given and rank.by == "torchrun":
-            remedy = "leave it out; torchrun has --max-restarts"
-        raise UserError(f"this is {rank}, which has decided that", ", ".join(given), remedy)
+        raise UserError(f"this is {rank}, which has decided that", ", ".join(given),
+                        "leave it out, or start lorafit train without the launcher")
 
 
 def check(options: Options) -> None:

@@ -84,8 +84,6 @@ def test_what_a_launcher_has_decided():
     for options in (Options(processes=2), Options(nodes=1), Options(restarts=1)):
         with pytest.raises(UserError, match="rank 0 of 16, started by Slurm's srun"):
             refuse_beside_launcher(options, rank)
-    with pytest.raises(UserError, match="torchrun has --max-restarts"):
-        refuse_beside_launcher(Options(restarts=1), Rank(0, 2, "torchrun"))
 
 
 def test_ranks_of_another_launcher():
