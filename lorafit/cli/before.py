@@ -10,7 +10,7 @@ from lorafit.data.first_look import look_at
 from lorafit.data.given import Given, sources_of
 from lorafit.errors import Problem, UserError
 from lorafit.json_files import read_object
-from lorafit.launch import is_main_rank
+from lorafit.launch.rank import is_main_rank
 from lorafit.model.intake import (
     check_adapter_files,
     check_model_files,

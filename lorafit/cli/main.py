@@ -10,6 +10,7 @@ from lorafit.cli import stdio
 from lorafit.cli.app import app
 from lorafit.data.examples import BadRow
 from lorafit.errors import LorafitError
+from lorafit.last_words import leave
 from lorafit.secrets import redacted
 
 # Each puts its verbs on app; --help lists them in this order.
@@ -26,7 +27,9 @@ import lorafit.cli.commands.doctor  # noqa: F401
 
 # How gloo and NCCL say that a process at the other end has gone.
 _LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "connectFullMesh failed",
-              "remote process exited",              "ncclRemoteError", "ncclSystemError")
+              "remote process exited", "ncclRemoteError", "ncclSystemError")
+_LOST = ("another rank of this job is gone; what it said itself tells why\n    the last checkpoint "
+         "is intact: go on with --resume")
 
 
 def main() -> None:
@@ -37,13 +40,13 @@ def main() -> None:
 
 
 def _run() -> int:
-    from lorafit.launch import is_main_rank
+    from lorafit.launch.rank import is_main_rank
 
     try:
         result = app(standalone_mode=False)
     except LorafitError as error:
-        # Every rank finds the same mistake; one of them says so.
-        if is_main_rank():
+        # Every rank finds the same mistake; one of them, or their launcher, says so.
+        if not leave(redacted(str(error)), error.exit_code) and is_main_rank():
             print(f"error: {redacted(str(error))}", file=sys.stderr)
         return error.exit_code
     except BadRow as bad:  # a template or a row that a verb met where there is but one
@@ -58,7 +61,8 @@ def _run() -> int:
             error.show()
             return int(error.exit_code)
         if (message := _machine_trouble(error)) is not None:
-            print(f"error: {redacted(message)}", file=sys.stderr)
+            if not leave(redacted(message), 3, is_echo=message == _LOST):
+                print(f"error: {redacted(message)}", file=sys.stderr)
             return 3
         raise
     return result if isinstance(result, int) else 0
@@ -77,8 +81,7 @@ def _machine_trouble(error: Exception) -> str | None:
                 "training.activation_checkpointing=full, or quantise the base "
                 "(model.quantization=nf4)")
     if isinstance(error, RuntimeError) and any(said in str(error) for said in _LOST_RANK):
-        return ("another rank of this job is gone; what it said itself tells why\n    the last "
-                "checkpoint is intact: go on with --resume")
+        return _LOST
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}"

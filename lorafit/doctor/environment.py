@@ -170,6 +170,9 @@ _LAUNCHER = "of a launcher; lorafit takes itself for one of several ranks with R
 VARIABLES = (
     Variable("LORAFIT_DEVICE", "the kind of device to train on", _device),
     Variable("LORAFIT_CACHE", "where tokenised rows are kept", _directory),
+    Variable("LORAFIT_(LAUNCHER_PID|RESTARTS|STOP_AT|LAST_WORDS)",
+             "what lorafit's launcher tells its ranks", _always(
+                 "is set by lorafit for its ranks, and left over here", "unset it")),
     Variable("LORAFIT_.*", "not read by lorafit, but perhaps by its tests"),
     Variable("XDG_CACHE_HOME", "caches are below it, unless LORAFIT_CACHE or HF_HOME is set",
              _directory),
@@ -204,6 +207,12 @@ VARIABLES = (
     Variable("RANK|WORLD_SIZE", _LAUNCHER, _rank, is_fatal=True),
     Variable("LOCAL_RANK|LOCAL_WORLD_SIZE", _LAUNCHER, _local_rank),
     Variable("MASTER_ADDR|MASTER_PORT|TORCHELASTIC_.*|TORCH_ELASTIC_.*", _LAUNCHER),
+    Variable("SLURM_(STEP_ID|STEPID|PROCID|LOCALID|NODEID|NTASKS|STEP_NUM_TASKS)", "with more than "
+             "one task of an srun, each is taken for a rank"),
+    Variable("SLURM_.*(NODELIST|TASKS_PER_NODE)|SLURM_(JOB_ID|JOBID|LAUNCH_NODE_IPADDR|PTY_PORT)",
+             "where the tasks of an srun are"),
+    Variable("TORCH_CPP_LOG_LEVEL", "what torch writes about connections; ERROR for ranks, if not "
+             "set"),
     Variable("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "not taken from here: lorafit accumulates "
              "by itself"),
     Variable("ACCELERATE_USE_FSDP", "taken as --strategy fsdp where there are several ranks"),

@@ -60,8 +60,8 @@ def refuse_changes(recipe: Recipe, run: RunDir) -> None:
     """UserError unless `run` holds a run of the same recipe, but for what may change."""
     if not run.recipe.exists():
         raise UserError("there is no run to resume", str(run.path), "leave out --resume")
-    before = _leaves(with_absolute_paths(load_recipe(run.recipe)).model_dump())
-    now = _leaves(with_absolute_paths(recipe).model_dump())
+    before = flat(with_absolute_paths(load_recipe(run.recipe)).model_dump())
+    now = flat(with_absolute_paths(recipe).model_dump())
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)
                      and key not in MAY_CHANGE_ON_RESUME
                      and not key.startswith("evaluation.")  # changes no weight
@@ -117,12 +117,12 @@ def _recorded(run: RunDir) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted key."""
     leaves: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            leaves.update(_leaves(value, f"{prefix}{key}."))
+            leaves.update(flat(value, f"{prefix}{key}."))
         else:
             leaves[prefix + key] = value
     return leaves

@@ -36,6 +36,7 @@ from lorafit.recipe.auto import Decision
 from lorafit.recipe.schema import Recipe
 from lorafit.run_dir import RunDir, clear_left_overs
 from lorafit.run_lock import RunLock
+from lorafit.train.agreement import agree
 from lorafit.train.checkpoint import (
     Progress,
     load_checkpoint,
@@ -98,12 +99,13 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
 
     recipe = with_absolute_paths(recipe)
     run = RunDir(Path(recipe.output.dir))
-    device, _ = find_device()
+    device, device_facts = find_device()
     wanted = with_environment(wanted)
     # Told here, because accelerate otherwise takes it from the environment and divides by it.
     once = GradientAccumulationPlugin(num_steps=1)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no",
                               gradient_accumulation_plugin=once)
+    agree(accelerator, recipe, device_facts)
     with ExitStack() as held:
         begin = partial(_where_to_begin, recipe, run, resume, or_start, held)
         resume, checkpoint, skipped = _decided_by_main(accelerator, begin)

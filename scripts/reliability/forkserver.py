@@ -35,7 +35,7 @@ def preload() -> None:
 
     import lorafit.cli.main
     import lorafit.cli.verbs.recipe
-    import lorafit.launch
+    import lorafit.launch.job
     import lorafit.train.run  # noqa: F401
 
     _ = transformers.TrainingArguments

@@ -182,13 +182,13 @@ def test_sigterm_while_libraries_are_loaded_has_its_exit_code(make_recipe, tmp_p
 @pytest.mark.parametrize(("text", "seconds"), [
     ("90s", 90), ("45m", 2700), ("3h", 10800), ("2h30m", 9000), ("1.5h", 5400), ("1d", 86400)])
 def test_lengths_of_time(text, seconds):
-    assert duration_s(text) == seconds
+    assert duration_s(text, "--stop-after") == seconds
 
 
 @pytest.mark.parametrize("text", ["", "3", "h", "-1h", "3 hours", "1h 2m", "0s", "nan"])
 def test_what_is_no_length_of_time_is_refused(text):
     with pytest.raises(UserError, match="no length of time"):
-        duration_s(text)
+        duration_s(text, "--stop-after")
 
 
 def test_the_environment_of_accelerate_changes_no_gradient(make_recipe, monkeypatch):

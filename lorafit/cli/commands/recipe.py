@@ -25,7 +25,8 @@ def train(
         "90s, 45m, 3h, 2h30m. Leave time for a step and for saving.")] = None,
     processes: Annotated[int | None, typer.Option(
         "--num-processes", min=1, show_default=False,
-        help="Ranks to train on; all GPUs, or 1 on a CPU, if left out.")] = None,
+        help="Ranks to train on, on each machine; all its GPUs, or 1 on a CPU, if left "
+        "out.")] = None,
     strategy: Annotated[str, typer.Option(
         help="How several ranks share the work: ddp (each holds the base), fsdp (base, adapter and "
         "optimizer are cut up among them), hsdp (among those of each machine), or auto: the first "
@@ -33,22 +34,40 @@ def train(
     cpu_offload: Annotated[bool, typer.Option(
         "--cpu-offload", help="Keep the parts of a sharded base in the host's memory while they "
         "are not computed with: slow, for what fits no other way.")] = False,
+    nodes: Annotated[int | None, typer.Option(
+        "--nodes", min=1, show_default=False,
+        help="Machines to train on: the same command on each, with its own --node-rank.")] = None,
+    node_rank: Annotated[int | None, typer.Option(
+        "--node-rank", min=0, show_default=False,
+        help="Which of them this is, from 0.")] = None,
+    rendezvous: Annotated[str | None, typer.Option(
+        "--rendezvous", metavar="HOST:PORT", show_default=False,
+        help="Where they meet: machine 0, as all others reach it, and a free port of it.")] = None,
+    rendezvous_timeout: Annotated[str | None, typer.Option(
+        "--rendezvous-timeout", metavar="TIME", show_default="5m",
+        help="How long they wait for each other.")] = None,
+    restarts: Annotated[int, typer.Option(
+        "--restarts", min=0, help="Start all ranks again, so many times at most, after one died or "
+        "its machine went away; they go on from the newest checkpoint.")] = 0,
     smoke: Annotated[bool, typer.Option(
         "--smoke", help="Run the recipe on a shrunken model of random weights for a few steps, "
         "then merge and export: seconds, offline, nothing kept.")] = False,
 ) -> None:
     """Train an adapter as a recipe says.
 
-    Also works when started by `accelerate launch -m lorafit train …` or torchrun. SIGTERM and
-    Ctrl-C finish the step that is under way, commit a checkpoint and end; SIGUSR1 commits one and
-    goes on; a second Ctrl-C ends at once.
+    Also works when started by `accelerate launch -m lorafit train …`, `torchrun -m lorafit train …`
+    or Slurm's `srun lorafit train …`. SIGTERM and Ctrl-C finish the step that is under way, commit
+    a checkpoint and end; SIGUSR1 commits one and goes on; a second Ctrl-C ends at once.
     """
     from lorafit.cli.verbs import recipe as verbs
+    from lorafit.launch.request import Options
 
+    timeout_s = None if rendezvous_timeout is None else duration_s(
+        rendezvous_timeout, "--rendezvous-timeout")
     verbs.train(recipe_path, overrides or [], resume=resume, or_start=or_start,
-                stop_after_s=None if stop_after is None else duration_s(stop_after),
-                processes=processes, strategy=strategy, cpu_offload=cpu_offload, smoke=smoke,
-                started_s=STARTED_S)
+                stop_after_s=None if stop_after is None else duration_s(stop_after, "--stop-after"),
+                options=Options(processes, nodes, node_rank, rendezvous, timeout_s, restarts),
+                strategy=strategy, cpu_offload=cpu_offload, smoke=smoke, started_s=STARTED_S)
 
 
 @app.command()

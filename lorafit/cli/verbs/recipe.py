@@ -6,6 +6,7 @@ What prints, like all that is heavy, is imported once the recipe is known to be 
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from lorafit.cli.before import (
     check_cheaply,
     keep_commits,
     on_hub,
+    refuse_beside,
     refuse_taken_json,
     settle_hub,
 )
 from lorafit.data.given import Given, shape_of
 from lorafit.data.sources import Location
 from lorafit.errors import Problem, UserError
-from lorafit.launch import end_with_launcher, is_main_rank, launch, started_by_a_launcher
+from lorafit.launch import rank as ranks
+from lorafit.launch import request as requests
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Model, Recipe
@@ -31,49 +34,75 @@ from lorafit.train.strategy.wanted import AUTO, Wanted, refuse_misfit
 
 
 def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bool,
-          stop_after_s: float | None, processes: int | None, strategy: str, cpu_offload: bool,
+          stop_after_s: float | None, options: requests.Options, strategy: str, cpu_offload: bool,
           smoke: bool, started_s: float) -> None:
+    rank = ranks.recognise()
     # From here on: while libraries are loaded, a signal ends the process with the documented code.
-    deadline_s = None if stop_after_s is None else started_s + stop_after_s
-    with listening(deadline_s, is_rank=started_by_a_launcher()) as stop:
+    with listening(_deadline_s(stop_after_s, started_s), is_rank=rank is not None) as stop:
+        if rank is None:
+            requests.check(options)
+        elif not rank.is_own:
+            requests.refuse_beside_launcher(options, rank)
         recipe = load_recipe(recipe_path, overrides)
         wanted = Wanted(strategy, cpu_offload)
         refuse_misfit(wanted, recipe)
         if smoke:
+            refuse_beside("--smoke", "runs in one process", dict.fromkeys(options.given(), True))
             _smoke(recipe, stop, started_s)
-        elif started_by_a_launcher():
-            end_with_launcher()
-            if resume or or_start:
-                keep_commits(recipe, RunDir(Path(recipe.output.dir)))
-            settle_hub(recipe)
-            _train_here(recipe, resume or or_start, or_start, stop, started_s, wanted)
+        elif rank is not None:
+            _train_as_rank(recipe, rank, resume, or_start, stop, started_s, wanted)
         else:
             run = RunDir(Path(recipe.output.dir))
             goes_on = resume or (or_start and run.holds_a_run())
-            check_cheaply(recipe, run, goes_on)
+            # A machine that comes back to its job finds the run that this has begun.
+            may_come_back = (options.nodes or 1) > 1 and options.restarts > 0
+            check_cheaply(recipe, run, goes_on or may_come_back)
             if goes_on:
                 keep_commits(recipe, run)
             settle_hub(recipe)
-            ranks = _ranks(recipe, processes)
-            if ranks == 1:
+            ranks.quiet_sockets()
+            from lorafit.model.device import gpu_count
+
+            request = requests.settle(options, gpu_count(), recipe.training.batch_size)
+            if request.processes * request.nodes == 1 and not request.restarts:
                 _train_here(recipe, resume or or_start, or_start, stop, started_s, wanted)
-            elif code := launch(sys.argv[1:], ranks):
+                return
+            from lorafit.launch.job import launch
+
+            if code := launch(sys.argv[1:], request):
                 sys.exit(code)
 
 
-def _ranks(recipe: Recipe, asked: int | None) -> int:
-    """How many processes train. UserError for more than there are devices or rows."""
-    from lorafit.model.device import gpu_count
+def _train_as_rank(recipe: Recipe, rank: ranks.Rank, resume: bool, or_start: bool,
+                   stop: StopRequest, started_s: float, wanted: Wanted) -> None:
+    ranks.settle()
+    or_start = or_start or ranks.restarts() > 0
+    if resume or or_start:
+        keep_commits(recipe, RunDir(Path(recipe.output.dir)))
+    settle_hub(recipe)
+    if not rank.is_own:
+        from lorafit.model.device import gpu_count
 
-    gpus = gpu_count()
-    ranks = asked or max(1, gpus)
-    if 0 < gpus < ranks:
-        raise UserError(f"{ranks} processes for {gpus} GPUs", "--num-processes",
-                        f"use at most {gpus}")
-    if ranks > recipe.training.batch_size:
-        raise UserError(f"{ranks} processes for a batch of {recipe.training.batch_size}",
-                        "training.batch_size", "raise it, or use --num-processes")
-    return ranks
+        requests.check_rank(rank, gpu_count(), int(os.environ["LOCAL_WORLD_SIZE"]),
+                            recipe.training.batch_size)
+        if ranks.is_main_rank():
+            print(rank, flush=True)
+    _train_here(recipe, resume or or_start, or_start, stop, started_s, wanted)
+
+
+# When --stop-after ends a job, in seconds since 1970: ranks that are started again keep to it.
+_STOP_AT = "LORAFIT_STOP_AT"
+
+
+def _deadline_s(stop_after_s: float | None, started_s: float) -> float | None:
+    """The perf_counter at which the run is to end."""
+    if stop_after_s is None:
+        return None
+    now = time.perf_counter()
+    if ranks.is_rank() and _STOP_AT in os.environ:
+        return now + float(os.environ[_STOP_AT]) - time.time()
+    os.environ[_STOP_AT] = str(time.time() + started_s + stop_after_s - now)
+    return started_s + stop_after_s
 
 
 def check(recipe_path: Path, overrides: list[str]) -> None:
@@ -254,7 +283,7 @@ def _train_here(recipe: Recipe, resume: bool, or_start: bool, stop: StopRequest,
     result = run_training(recipe, resume=resume, or_start=or_start, stop=stop,
                           started_s=started_s, wanted=wanted,
                           announce=lambda record: show.record(recipe, record))
-    if is_main_rank():
+    if ranks.is_main_rank():
         show.finished(recipe, result)
 
 
