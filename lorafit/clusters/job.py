@@ -24,6 +24,7 @@ class Job:
 
     name: of the job, fit for a host name. command: that wrote the file, for its first lines.
     directory: that the run is started in; recipe, run_dir: as they are reached from there.
+    overrides, options: further --set values and options of `lorafit train`.
     nodes: machines; processes: ranks on each, one a GPU. cpus: for each rank. memory_gib: of each
     machine. setup: lines of shell that come before. environment: names of variables that are
     handed through. volume: a claim or volume that all machines see. rendezvous: HOST:PORT.
@@ -35,6 +36,7 @@ class Job:
     recipe: str
     run_dir: str
     overrides: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     nodes: int = 1
     processes: int = 1
     restarts: int = 0
@@ -62,7 +64,7 @@ class Job:
     def train(self, *more: str) -> list[str]:
         """The command of a rank, or of what starts the ranks of a machine."""
         overrides = [word for each in self.overrides for word in ("--set", each)]
-        return ["lorafit", "train", self.recipe, *overrides, "--auto-resume", *more]
+        return ["lorafit", "train", self.recipe, *overrides, *self.options, "--auto-resume", *more]
 
 
 OPTIONS = {
@@ -80,7 +82,7 @@ def check(job: Job) -> None:
     if job.time_s is not None and job.time_s < _SHORTEST_S:
         problems.append(Problem(f"a run cannot load, train and save in {job.time_s} s", "--time",
                                 "give it five minutes or more"))
-    for option, texts in (("--setup", job.setup), ("--set", job.overrides)):
+    for option, texts in (("--setup", job.setup), ("--set", job.overrides), ("--", job.options)):
         problems += [Problem(f"holds what looks like {what}; it would stand in the file for "
                              "everybody to read", option,
                              "hand it through by the name of a variable: --env NAME")
@@ -105,7 +107,8 @@ def _misspelt(job: Job) -> Iterable[Problem]:
     if job.rendezvous and not _HOST.fullmatch(job.rendezvous):
         yield Problem(f"{job.rendezvous!r} is no HOST:PORT", "--rendezvous",
                       f"name the first machine, for example node1:{PORT}")
-    texts = [("--setup", job.setup), ("--set", job.overrides), ("output.dir", (job.run_dir,)),
+    texts = [("--setup", job.setup), ("--set", job.overrides), ("--", job.options),
+             ("output.dir", (job.run_dir,)),
              ("the recipe's path", (job.recipe,)), ("the working directory", (job.directory,))]
     for where, given in texts:
         if any(not text.isprintable() for text in given):

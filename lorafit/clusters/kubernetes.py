@@ -142,7 +142,8 @@ def _text(job: Job) -> str:
         more += ["--restarts", str(job.restarts)]
     if job.nodes > 1:
         more += ["--nodes", str(job.nodes), "--node-rank", Expression('"$JOB_COMPLETION_INDEX"'),
-                 "--rendezvous", Expression(f'"$first:{PORT}"')]
+                 "--rendezvous", Expression(f'"$first:{PORT}"'),
+                 "--rendezvous-timeout", "30m"]  # for images to be fetched
     if job.stop_after_s is not None:
         more += ["--stop-after", f"{job.stop_after_s}s"]
     codes = [code for code in ENDS_BY_ITSELF if code not in _ASKED]

@@ -58,8 +58,9 @@ def test_every_file_is_read_by_what_it_is_for(write: Write, target: str, nodes: 
         for piece in pieces:
             refuse_by_bash(piece)
         command = next(line for line in pieces[-1].splitlines() if "--auto-resume" in line)
-        words = subprocess.run(["bash", "-c", f"printf '%s\\n' {command.split('lorafit train')[1]}"],
-                               capture_output=True, text=True, check=True).stdout.splitlines()
+        arguments = command.split("lorafit train")[1]
+        words = subprocess.run(["bash", "-c", f"printf '%s\\n' {arguments}"], capture_output=True,
+                               text=True, check=True).stdout.splitlines()
         assert words[0] == "quickstart.yaml"
         assert words[2] == odd[1]
 
@@ -133,6 +134,9 @@ def test_a_skypilot_task_has_the_fields_of_its_specification(write: Write) -> No
     (["--slurm", "--torchrun"], ["only one target"]),
     ([], ["choose one target", "--slurm", "--kubernetes"]),
     (["--slurm", "--nodes", "4", "--num-processes", "8"], ["32 processes for a batch of 16"]),
+    (["--slurm", "--", "--strategy=fsdp", "--nodes", "2"], ["-- --nodes", "before --"]),
+    (["--slurm", "--", "--strategi", "fsdp"], ["--strategi"]),
+    (["--slurm", "--", "other.yaml"], ["other.yaml"]),
     (["--slurm", "--set", "adapter.rnak=3"], ["did you mean adapter.rank?"]),
     (["--slurm", "--time", "fast"], ["--time", "no length of time"]),
     (["--slurm", "--time", "10s"], ["--time", "five minutes"]),
@@ -174,6 +178,12 @@ def test_no_secret_of_the_environment_reaches_a_file(
 def test_a_recipe_that_needs_the_hub_has_its_token_handed_through(write: Write) -> None:
     assert "HF_TOKEN" not in write("--slurm")
     assert "HF_TOKEN" in write("--slurm", "--set", "model.base=Qwen/Qwen3-0.6B")
+
+
+def test_options_of_train_are_handed_on(write: Write) -> None:
+    for target, options in WANTS.items():
+        text = write(f"--{target}", *options, "--", "--strategy", "fsdp", "--cpu-offload")
+        assert "quickstart.yaml --strategy fsdp --cpu-offload --auto-resume" in text
 
 
 def test_a_file_is_written_once_and_runs(write: Write, folder: Path) -> None:

@@ -12,6 +12,9 @@ from lorafit.cli.durations import duration_s
 @app.command("launch-script")
 def launch_script(
     recipe_path: RecipePath,
+    options: Annotated[list[str] | None, typer.Argument(
+        metavar="[-- TRAIN OPTIONS]", show_default=False,
+        help="What stands after -- is handed to lorafit train, such as --strategy fsdp.")] = None,
     overrides: Overrides = None,
     slurm: Annotated[bool, typer.Option(
         "--slurm", help="Write a batch script for sbatch.")] = False,
@@ -69,7 +72,7 @@ def launch_script(
     from lorafit.cli.verbs import cluster as verbs
 
     verbs.launch_script(
-        recipe_path, overrides or [],
+        recipe_path, overrides or [], options or [],
         {"slurm": slurm, "torchrun": torchrun, "skypilot": skypilot, "kubernetes": kubernetes},
         verbs.Asked(
             nodes=nodes, processes=processes, restarts=restarts,

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
+
+from lorafit.cli.app import app
 from lorafit.cli.before import needs_hub
 from lorafit.clusters import TARGETS
 from lorafit.clusters.job import Job
@@ -40,9 +43,10 @@ class Asked:
     environment: list[str] | None
 
 
-def launch_script(recipe_path: Path, overrides: list[str], chosen: Mapping[str, bool],
-                  asked: Asked, output: Path) -> None:
+def launch_script(recipe_path: Path, overrides: list[str], options: list[str],
+                  chosen: Mapping[str, bool], asked: Asked, output: Path) -> None:
     recipe = load_recipe(recipe_path, overrides)
+    _refuse_wrong(options)
     names = [name for name, is_chosen in chosen.items() if is_chosen]
     if len(names) != 1:
         raise UserError("choose one target" if not names else "only one target fits in a file",
@@ -59,7 +63,7 @@ def launch_script(recipe_path: Path, overrides: list[str], chosen: Mapping[str, 
         if output.is_dir() or not output.absolute().parent.is_dir():
             raise UserError("is a directory" if output.is_dir() else "lies in no directory",
                             str(output), "name a file with --output")
-    text = target.write(_job(recipe, recipe_path, overrides, target, asked))
+    text = target.write(_job(recipe, recipe_path, overrides, options, target, asked))
     if not is_file:
         sys.stdout.write(text)
         return
@@ -69,7 +73,27 @@ def launch_script(recipe_path: Path, overrides: list[str], chosen: Mapping[str, 
     print(f"{output} written\nnext      {target.next_step.format(file=shlex.quote(str(output)))}")
 
 
-def _job(recipe: Recipe, path: Path, overrides: list[str], target: Target, asked: Asked) -> Job:
+# Options of `lorafit train` that the file gives itself, or that make no sense in one.
+_GIVEN = {"processes": "--num-processes", "nodes": "--nodes", "node_rank": "--node-rank",
+          "rendezvous": "--rendezvous", "rendezvous_timeout": "--rendezvous-timeout",
+          "restarts": "--restarts", "stop_after": "--stop-after", "resume": "--resume",
+          "or_start": "--auto-resume", "smoke": "--smoke", "overrides": "--set"}
+
+
+def _refuse_wrong(options: list[str]) -> None:
+    """UserError, or that of the command line, for what `lorafit train` does not take, or is given
+    by the file anyway: found here and not in the queue."""
+    train = typer.main.get_group(app).commands["train"]
+    context = train.make_context("lorafit train", ["recipe.yaml", *options])
+    for name, option in _GIVEN.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError("is what the file says itself", f"-- {option}",
+                            "leave it out, or give it before -- where it is offered")
+
+
+def _job(recipe: Recipe, path: Path, overrides: list[str], options: list[str], target: Target,
+         asked: Asked) -> Job:
     here = Path.cwd()
     inside, stays = _from(here, path), _from(here, Path(recipe.output.dir))
     if not target.is_script:
@@ -88,6 +112,7 @@ def _job(recipe: Recipe, path: Path, overrides: list[str], target: Target, asked
     return Job(
         name=_name(path.stem), directory=str(here), recipe=inside, run_dir=stays,
         command=shlex.join(["lorafit", *sys.argv[1:]]), overrides=tuple(overrides),
+        options=tuple(options),
         nodes=asked.nodes, processes=asked.processes, restarts=asked.restarts,
         time_s=asked.time_s, memory_gib=_gib(asked.memory), cpus=asked.cpus,
         gpu_type=asked.gpu_type, partition=asked.partition, account=asked.account,
