@@ -1,0 +1,269 @@
+"""What ranks send each other in an optimizer step: on paper, and counted on a network interface.
+
+    python scripts/benchmark_communication.py            # a run of 2 processes, counted: Linux, root
+    python scripts/benchmark_communication.py --paper    # the tables of docs/scaling.md
+
+Counted is with `lorafit train` on a small Llama of random weights, in a network namespace of its own
+that has nothing but the loopback interface: what the kernel says that was sent there is what the
+ranks sent. A run of twice the steps less a run of the steps leaves the steps: starting, meeting,
+loading and saving are the same in both. Exits with 1 where paper and count differ by over 10 %.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafit.bench import communication as paper
+from lorafit.bench.shapes import SHAPES, Shape
+
+RANKS = 2
+ALLOWED = 0.10
+SMALL = Shape(hidden=512, layers=8, heads=8, key_heads=4, inner=1408, vocabulary=4096, tied=False)
+BIG = {"Llama-3.1-8B": SHAPES["llama-3.1-8b"],
+       "Llama-3.1-70B": Shape(8192, 80, 64, 8, 28_672, 128_256, False)}
+LORA: dict[str, Any] = {"method": "lora", "rank": 16, "alpha": 16}
+FULL: dict[str, Any] = {"method": "full"}
+# On paper, from NVIDIA's data sheets: bfloat16 without sparsity; NVLink each way; one 400 Gb/s
+# adapter a GPU. The utilisation is assumed.
+FLOPS, UTILISATION = 989e12, 0.4
+NVLINK, INFINIBAND = 450e9, 50e9
+
+
+@dataclass(frozen=True)
+class Way:
+    """A run that is counted. base: storage of frozen weights."""
+
+    name: str
+    strategy: str
+    adapter: dict[str, Any]
+    base: str = "none"
+
+
+WAYS = [Way("DDP, LoRA", "ddp", LORA), Way("DDP, full fine-tuning", "ddp", FULL),
+        Way("FSDP2, LoRA", "fsdp", LORA), Way("FSDP2, LoRA on nf4", "fsdp", LORA, "nf4"),
+        Way("FSDP2, full fine-tuning", "fsdp", FULL)]
+
+
+def config_of(shape: Shape) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=shape.hidden, num_hidden_layers=shape.layers, intermediate_size=shape.inner,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads,
+        vocab_size=shape.vocabulary, tie_word_embeddings=shape.tied, max_position_embeddings=8192,
+        use_cache=False, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+
+
+def held_by(shape: Shape, adapter: dict[str, Any], base: str,
+            base_bytes: int) -> tuple[list[paper.Held], float]:
+    """Every weight as lorafit holds it for a run, and the FLOPs of a token.
+
+    base: storage of the decoder layers' frozen weights, none or nf4. base_bytes: of a number of
+    what is frozen and not quantised. What is trained is held in float32.
+    """
+    from lorafit.model.adapters.add import add_adapter
+    from lorafit.model.base import meta_model
+    from lorafit.recipe.adapter import Adapter
+
+    model = add_adapter(meta_model(config_of(shape)), Adapter(**adapter), 0, "counted")
+    held, linear = [], []
+    for name, weight in model.named_parameters():
+        words = name.split(".")
+        layer = next((int(word) for word in words if word.isdecimal()), None)
+        is_linear = weight.ndim == 2 and "embed_tokens" not in words and "lora_" not in name
+        each = paper.Held(tuple(weight.shape),
+                          paper.FLOAT32_BYTES if weight.requires_grad else base_bytes,
+                          weight.requires_grad, layer)
+        linear += [each] * is_linear
+        if base == "nf4" and is_linear and layer is not None:  # two numbers a byte
+            each = paper.Held(((weight.numel() + 1) // 2, 1), 1, False, layer)
+        held.append(each)
+    return held, paper.flops_a_token(linear, [each for each in held if each.is_trained],
+                                     is_full=adapter["method"] == "full")
+
+
+def expected(way: Way, micro_batches: int) -> paper.Sent:
+    """By the formulas, for what is counted here: float32, two ranks, gloo."""
+    held, _ = held_by(SMALL, way.adapter, way.base, paper.FLOAT32_BYTES)
+    if way.strategy == "ddp":
+        return paper.ddp(held, RANKS, micro_batches)
+    return paper.fsdp(held, RANKS, micro_batches, by_gloo=True)
+
+
+def namespace() -> list[str] | None:
+    """The command before one that runs it in a network namespace of its own; None where that is not
+    permitted."""
+    for command in (["unshare", "--net"], ["unshare", "--net", "--map-root-user"]):
+        try:
+            tried = subprocess.run([*command, "ip", "link", "set", "lo", "up"], capture_output=True)
+        except OSError:
+            return None
+        if tried.returncode == 0:
+            return command
+    return None
+
+
+def write_base(folder: Path) -> None:
+    """The small Llama, and rows to train it on."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lorafit.model.base import TINY
+
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config_of(SMALL), dtype=torch.float32)
+    model.save_pretrained(folder / "base")
+    AutoTokenizer.from_pretrained(TINY).save_pretrained(folder / "base")
+    (folder / "rows.jsonl").write_text("".join(
+        json.dumps({"prompt": f"{n} and {n}?", "completion": f"{2 * n}"}) + "\n"
+        for n in range(64)))
+
+
+def count(way: Way, folder: Path, steps: int, micro_batches: int) -> float:
+    """Bytes that a rank sends in a step: MachineError's text in a RuntimeError when a run fails."""
+    with ThreadPoolExecutor(2) as pool:
+        short, long = pool.map(lambda length: sent_by_run(way, folder, length, micro_batches),
+                               (steps, 2 * steps))
+    return (long - short) / steps / RANKS
+
+
+def sent_by_run(way: Way, folder: Path, steps: int, micro_batches: int) -> int:
+    """Bytes that went over the loopback interface of a run's own namespace."""
+    run = f"{way.strategy}-{way.adapter['method']}-{way.base}-{steps}"
+    recipe = {
+        "model": {"base": str(folder / "base"), "dtype": "float32", "quantization": way.base},
+        "adapter": way.adapter,
+        "data": {"train": str(folder / "rows.jsonl")},
+        "training": {"steps": steps, "batch_size": RANKS * micro_batches, "micro_batch_size": 1,
+                     "batching": "padded", "learning_rate": 1e-4, "checkpoint_every": 1000},
+        "output": {"dir": str(folder / run)},
+    }
+    path = folder / f"{run}.yaml"
+    path.write_text(json.dumps(recipe))
+    train = [sys.executable, "-m", "lorafit", "train", str(path), "--num-processes", str(RANKS),
+             "--strategy", way.strategy]
+    # The counter is read in the namespace, which is gone afterwards.
+    script = 'ip link set lo up; "$@" >&2 && cat /sys/class/net/lo/statistics/tx_bytes'
+    unshare = namespace()
+    assert unshare is not None
+    # sysfs shows the namespace in which it was mounted, so it is mounted anew.
+    done = subprocess.run(
+        [*unshare, "--mount", "bash", "-c", f"mount -t sysfs sysfs /sys; {script}", "bash", *train],
+        capture_output=True, text=True, env={
+            **os.environ, "LORAFIT_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+            "GLOO_SOCKET_IFNAME": "lo", "LORAFIT_CACHE": str(folder / f"cache-{run}")})
+    if done.returncode != 0:
+        raise RuntimeError(f"{way.name}: {done.stderr[-2000:]}")
+    return int(done.stdout.split()[-1])
+
+
+def count_all(ways: Sequence[Way], steps: int, micro_batches: int) -> list[dict[str, Any]]:
+    found = []
+    with tempfile.TemporaryDirectory(prefix="lorafit-communication-") as place:
+        write_base(Path(place))
+        for way in ways:
+            sent = expected(way, micro_batches)
+            counted = count(way, Path(place), steps, micro_batches)
+            found.append({"way": way.name, "paper": sent.total, "counted": counted,
+                          "ratio": counted / sent.total, "of_paper": asdict(sent)})
+            print(f"{way.name}: {found[-1]['ratio']:.4f}", file=sys.stderr)
+    return found
+
+
+def count_table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield "| a step, each of 2 ranks | on paper | counted | ratio |"
+    yield "|---|---|---|---|"
+    for each in found:
+        yield (f"| {each['way']} | {each['paper'] / 1e6:.2f} MB | {each['counted'] / 1e6:.2f} MB "
+               f"| {each['ratio']:.3f} |")
+
+
+def bytes_table() -> Iterator[str]:
+    """Bytes of a step with one micro-batch, the base in bfloat16."""
+    yield "| model | what is trained | held | DDP, each step | FSDP2, each micro-batch | FSDP2, " \
+          "each step besides |"
+    yield "|---|---|---|---|---|---|"
+    for name, ranks, kind, base, held, _ in _cases():
+        sharded = paper.fsdp(held, ranks)
+        replicated = paper.ddp(held, ranks)
+        size = sum(each.numbers * each.item_bytes for each in held)
+        yield (f"| {name}, {ranks} GPUs | {kind}{' on nf4' if base == 'nf4' else ''} "
+               f"| {_size(size)} | {_size(replicated.total)} | {_size(sharded.each_pass)} "
+               f"| {_size(sharded.once + sharded.small)} |")
+
+
+def time_table() -> Iterator[str]:
+    """How long sending takes, and the tokens at which computing takes as long."""
+    yield "| model | what is trained | link | DDP sends for | as long as computing | FSDP2 sends " \
+          "for | as long as computing |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, ranks, kind, base, held, flops in _cases():
+        link = NVLINK if ranks == 8 else INFINIBAND
+        machine = paper.Machine(FLOPS, UTILISATION, link)
+        cells = []
+        for sent in (paper.ddp(held, ranks), paper.fsdp(held, ranks)):
+            cells += [_time(machine.send_s(sent.total)),
+                      f"{_tokens(machine.even_tokens(sent.total, flops))} tokens"]
+        yield (f"| {name}, {ranks} GPUs | {kind}{' on nf4' if base == 'nf4' else ''} "
+               f"| {link / 1e9:.0f} GB/s | {' | '.join(cells)} |")
+
+
+def _cases() -> Iterator[tuple[str, int, str, str, list[paper.Held], float]]:
+    for name, shape in BIG.items():
+        for kind, adapter, base in (("LoRA r=16", LORA, "none"), ("LoRA r=16", LORA, "nf4"),
+                                    ("all weights", FULL, "none")):
+            held, flops = held_by(shape, adapter, base, 2)
+            for ranks in (8, 64):
+                yield name, ranks, kind, base, held, flops
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds >= 0.95 else f"{seconds * 1e3:.3g} ms"
+
+
+def _tokens(tokens: float) -> str:
+    """Three figures."""
+    digits = max(0, len(str(int(tokens))) - 3)
+    return f"{round(tokens / 10**digits) * 10**digits:,}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--paper", action="store_true", help="print the tables, run nothing")
+    parser.add_argument("--steps", type=int, default=4, help="steps of the shorter run")
+    parser.add_argument("--micro-batches", type=int, default=3, help="of a step, on each rank")
+    parser.add_argument("--only", metavar="WORD", default="", help="ways that have it in their name")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts there too")
+    given = parser.parse_args()
+    from lorafit import libraries
+
+    libraries.settle(needs_hub=False)
+    if given.paper:
+        print(*bytes_table(), "", *time_table(), sep="\n")
+        return 0
+    if namespace() is None:
+        print("skipped: a network namespace of its own is not permitted here (unshare --net)")
+        return 0
+    found = count_all([way for way in WAYS if given.only.lower() in way.name.lower()], given.steps,
+                      given.micro_batches)
+    print(*count_table(found), sep="\n")
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=1))
+    return int(any(abs(each["ratio"] - 1) > ALLOWED for each in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
