@@ -1,12 +1,13 @@
 """What ranks send each other in an optimizer step: on paper, and counted on a network interface.
 
-    python scripts/benchmark_communication.py            # a run of 2 processes, counted: Linux, root
+    python scripts/benchmark_communication.py            # counted in runs of 2 to 4 processes
     python scripts/benchmark_communication.py --paper    # the tables of docs/scaling.md
 
-Counted is with `lorafit train` on a small Llama of random weights, in a network namespace of its own
-that has nothing but the loopback interface: what the kernel says that was sent there is what the
-ranks sent. A run of twice the steps less a run of the steps leaves the steps: starting, meeting,
-loading and saving are the same in both. Exits with 1 where paper and count differ by over 10 %.
+Counted is with `lorafit train` on a small Llama of random weights, in a network namespace of its
+own that has nothing but the loopback interface: what the kernel says that was sent there is what
+the ranks sent. A run of twice the steps less a run of the steps leaves the steps: starting,
+meeting, loading and saving are the same in both. Exits with 1 where paper and count differ by over
+10 %. Needs Linux and leave to make a namespace, which root has.
 """
 
 import argparse
@@ -17,14 +18,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorafit.bench import communication as paper
 from lorafit.bench.shapes import SHAPES, Shape
 
-RANKS = 2
 ALLOWED = 0.10
 SMALL = Shape(hidden=512, layers=8, heads=8, key_heads=4, inner=1408, vocabulary=4096, tied=False)
 BIG = {"Llama-3.1-8B": SHAPES["llama-3.1-8b"],
@@ -33,23 +33,32 @@ LORA: dict[str, Any] = {"method": "lora", "rank": 16, "alpha": 16}
 FULL: dict[str, Any] = {"method": "full"}
 # On paper, from NVIDIA's data sheets: bfloat16 without sparsity; NVLink each way; one 400 Gb/s
 # adapter a GPU. The utilisation is assumed.
-FLOPS, UTILISATION = 989e12, 0.4
-NVLINK, INFINIBAND = 450e9, 50e9
+MACHINE = paper.Machine(989e12, 0.4, 450e9, 50e9)
+GPUS_A_MACHINE = 8
+
+
+NEIGHBOURS = 2  # ranks of a machine in what is counted
 
 
 @dataclass(frozen=True)
 class Way:
-    """A run that is counted. base: storage of frozen weights."""
+    """A run that is counted. base: storage of frozen weights. machines: of two ranks each."""
 
     name: str
     strategy: str
     adapter: dict[str, Any]
     base: str = "none"
+    machines: int = 1
+
+    @property
+    def ranks(self) -> int:
+        return NEIGHBOURS * self.machines
 
 
 WAYS = [Way("DDP, LoRA", "ddp", LORA), Way("DDP, full fine-tuning", "ddp", FULL),
         Way("FSDP2, LoRA", "fsdp", LORA), Way("FSDP2, LoRA on nf4", "fsdp", LORA, "nf4"),
-        Way("FSDP2, full fine-tuning", "fsdp", FULL)]
+        Way("FSDP2, full fine-tuning", "fsdp", FULL),
+        Way("HSDP, LoRA, 2 machines", "hsdp", LORA, machines=2)]
 
 
 def config_of(shape: Shape) -> Any:
@@ -90,12 +99,15 @@ def held_by(shape: Shape, adapter: dict[str, Any], base: str,
                                      is_full=adapter["method"] == "full")
 
 
-def expected(way: Way, micro_batches: int) -> paper.Sent:
-    """By the formulas, for what is counted here: float32, two ranks, gloo."""
+def expected(way: Way, micro_batches: int) -> float:
+    """Bytes that a rank sends in a step, for what is counted here: float32, gloo."""
     held, _ = held_by(SMALL, way.adapter, way.base, paper.FLOAT32_BYTES)
     if way.strategy == "ddp":
-        return paper.ddp(held, RANKS, micro_batches)
-    return paper.fsdp(held, RANKS, micro_batches, by_gloo=True)
+        return paper.ddp(held, way.ranks, micro_batches).total
+    if way.strategy == "fsdp":
+        return paper.fsdp(held, way.ranks, micro_batches, by_gloo=True).total
+    return sum(part.total for part in paper.hsdp(held, way.ranks, NEIGHBOURS, micro_batches,
+                                                 by_gloo=True))
 
 
 def namespace() -> list[str] | None:
@@ -128,11 +140,11 @@ def write_base(folder: Path) -> None:
 
 
 def count(way: Way, folder: Path, steps: int, micro_batches: int) -> float:
-    """Bytes that a rank sends in a step: MachineError's text in a RuntimeError when a run fails."""
+    """Bytes that a rank sends in a step. RuntimeError, with what was printed, when a run fails."""
     with ThreadPoolExecutor(2) as pool:
         short, long = pool.map(lambda length: sent_by_run(way, folder, length, micro_batches),
                                (steps, 2 * steps))
-    return (long - short) / steps / RANKS
+    return (long - short) / steps / way.ranks
 
 
 def sent_by_run(way: Way, folder: Path, steps: int, micro_batches: int) -> int:
@@ -142,16 +154,19 @@ def sent_by_run(way: Way, folder: Path, steps: int, micro_batches: int) -> int:
         "model": {"base": str(folder / "base"), "dtype": "float32", "quantization": way.base},
         "adapter": way.adapter,
         "data": {"train": str(folder / "rows.jsonl")},
-        "training": {"steps": steps, "batch_size": RANKS * micro_batches, "micro_batch_size": 1,
+        "training": {"steps": steps, "batch_size": way.ranks * micro_batches, "micro_batch_size": 1,
                      "batching": "padded", "learning_rate": 1e-4, "checkpoint_every": 1000},
         "output": {"dir": str(folder / run)},
     }
     path = folder / f"{run}.yaml"
     path.write_text(json.dumps(recipe))
-    train = [sys.executable, "-m", "lorafit", "train", str(path), "--num-processes", str(RANKS),
-             "--strategy", way.strategy]
+    train = [sys.executable, "-m", "lorafit", "train", str(path), "--num-processes",
+             str(NEIGHBOURS), "--strategy", way.strategy]
+    several = f"--nodes {way.machines} --rendezvous 127.0.0.1:29400 --node-rank"
+    others = "".join(f'"$@" {several} {number} >&2 & ' for number in range(1, way.machines))
+    first = f"{several} 0" if others else ""
     # The counter is read in the namespace, which is gone afterwards.
-    script = 'ip link set lo up; "$@" >&2 && grep lo: /proc/self/net/dev'
+    script = f'ip link set lo up; {others}"$@" {first} >&2 && wait && grep lo: /proc/self/net/dev'
     unshare = namespace()
     assert unshare is not None
     done = subprocess.run(
@@ -170,57 +185,58 @@ def count_all(ways: Sequence[Way], steps: int, micro_batches: int) -> list[dict[
         for way in ways:
             sent = expected(way, micro_batches)
             counted = count(way, Path(place), steps, micro_batches)
-            found.append({"way": way.name, "paper": sent.total, "counted": counted,
-                          "ratio": counted / sent.total, "of_paper": asdict(sent)})
+            found.append({"way": way.name, "ranks": way.ranks, "paper": sent, "counted": counted,
+                          "ratio": counted / sent})
             print(f"{way.name}: {found[-1]['ratio']:.4f}", file=sys.stderr)
     return found
 
 
 def count_table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield "| a step, each of 2 ranks | on paper | counted | ratio |"
-    yield "|---|---|---|---|"
+    yield "| a step | ranks | a rank sends on paper | counted | ratio |"
+    yield "|---|---|---|---|---|"
     for each in found:
-        yield (f"| {each['way']} | {each['paper'] / 1e6:.2f} MB | {each['counted'] / 1e6:.2f} MB "
-               f"| {each['ratio']:.3f} |")
+        yield (f"| {each['way']} | {each['ranks']} | {each['paper'] / 1e6:.2f} MB "
+               f"| {each['counted'] / 1e6:.2f} MB | {each['ratio']:.4f} |")
 
 
 def bytes_table() -> Iterator[str]:
-    """Bytes of a step with one micro-batch, the base in bfloat16."""
-    yield "| model | what is trained | held | DDP, each step | FSDP2, each micro-batch | FSDP2, " \
-          "each step besides |"
-    yield "|---|---|---|---|---|---|"
-    for name, ranks, kind, base, held, _ in _cases():
+    """What a device sends in a step of one micro-batch, the base in bfloat16 or nf4."""
+    yield "| model | trained | held in all | DDP: a step | FSDP2: a micro-batch | and a step " \
+          "| HSDP out of the machine: a step |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, ranks, kind, held, _ in cases():
         sharded = paper.fsdp(held, ranks)
-        replicated = paper.ddp(held, ranks)
         size = sum(each.numbers * each.item_bytes for each in held)
-        yield (f"| {name}, {ranks} GPUs | {kind}{' on nf4' if base == 'nf4' else ''} "
-               f"| {_size(size)} | {_size(replicated.total)} | {_size(sharded.each_pass)} "
-               f"| {_size(sharded.once + sharded.small)} |")
+        cells = [_size(size), _size(paper.ddp(held, ranks).total), _size(sharded.each_pass),
+                 _size(sharded.once), "" if ranks == GPUS_A_MACHINE
+                 else _size(paper.hsdp(held, ranks, GPUS_A_MACHINE)[1].total)]
+        yield f"| {name}, {ranks} GPUs | {kind} | {' | '.join(cells)} |"
 
 
 def time_table() -> Iterator[str]:
-    """How long sending takes, and the tokens at which computing takes as long."""
-    yield "| model | what is trained | link | DDP sends for | as long as computing | FSDP2 sends " \
-          "for | as long as computing |"
-    yield "|---|---|---|---|---|---|---|"
-    for name, ranks, kind, base, held, flops in _cases():
-        link = NVLINK if ranks == 8 else INFINIBAND
-        machine = paper.Machine(FLOPS, UTILISATION, link)
-        cells = []
-        for sent in (paper.ddp(held, ranks), paper.fsdp(held, ranks)):
-            cells += [_time(machine.send_s(sent.total)),
-                      f"{_tokens(machine.even_tokens(sent.total, flops))} tokens"]
-        yield (f"| {name}, {ranks} GPUs | {kind}{' on nf4' if base == 'nf4' else ''} "
-               f"| {link / 1e9:.0f} GB/s | {' | '.join(cells)} |")
+    """How long sending takes, and the tokens that a device computes meanwhile."""
+    yield "| model | trained | DDP: a step | FSDP2: a micro-batch | HSDP: a micro-batch |"
+    yield "|---|---|---|---|---|"
+    for name, ranks, kind, held, flops in cases():
+        is_one_machine = ranks == GPUS_A_MACHINE
+        link = MACHINE.inside if is_one_machine else MACHINE.outside
+        times = [paper.ddp(held, ranks).total / link, paper.fsdp(held, ranks).total / link]
+        if not is_one_machine:
+            within, out = paper.hsdp(held, ranks, GPUS_A_MACHINE)
+            times.append(within.total / MACHINE.inside + out.total / MACHINE.outside)
+        cells = [f"{_time(time)}, {_tokens(MACHINE.even_tokens(time, flops))} tokens"
+                 for time in times]
+        yield f"| {name}, {ranks} GPUs | {kind} | {' | '.join(cells)}{' | ' * is_one_machine} |"
 
 
-def _cases() -> Iterator[tuple[str, int, str, str, list[paper.Held], float]]:
+def cases() -> Iterator[tuple[str, int, str, list[paper.Held], float]]:
+    """Model, GPUs, what is trained, weights, FLOPs of a token."""
     for name, shape in BIG.items():
-        for kind, adapter, base in (("LoRA r=16", LORA, "none"), ("LoRA r=16", LORA, "nf4"),
+        for kind, adapter, base in (("LoRA r=16", LORA, "none"), ("LoRA r=16 on nf4", LORA, "nf4"),
                                     ("all weights", FULL, "none")):
             held, flops = held_by(shape, adapter, base, 2)
-            for ranks in (8, 64):
-                yield name, ranks, kind, base, held, flops
+            for ranks in (GPUS_A_MACHINE, 64):
+                yield name, ranks, kind, held, flops
 
 
 def _size(size: float) -> str:
@@ -243,7 +259,7 @@ def main() -> int:
     parser.add_argument("--paper", action="store_true", help="print the tables, run nothing")
     parser.add_argument("--steps", type=int, default=4, help="steps of the shorter run")
     parser.add_argument("--micro-batches", type=int, default=3, help="of a step, on each rank")
-    parser.add_argument("--only", metavar="WORD", default="", help="ways that have it in their name")
+    parser.add_argument("--only", metavar="WORD", default="", help="ways with it in their name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts there too")
     given = parser.parse_args()
     from lorafit import libraries

@@ -81,8 +81,8 @@ def ddp(held: Sequence[Held], ranks: int, micro_batches: int = 1) -> Sent:
 
 def fsdp(held: Sequence[Held], ranks: int, micro_batches: int = 1, *,
          by_gloo: bool = False) -> Sent:
-    """A decoder layer is gathered for each forward and again for each backward pass; what is outside
-    stays in between. Gradients are summed and cut up in the last backward pass of a step.
+    """A decoder layer is gathered for each forward and again for each backward pass; what is
+    outside stays in between. Gradients are summed and cut up in the last backward pass of a step.
 
     For an adapter on the lowest layer: layers below the adapter are gathered forward only.
     """
@@ -94,26 +94,35 @@ def fsdp(held: Sequence[Held], ranks: int, micro_batches: int = 1, *,
                 all_reduced(_TOTALS_BYTES + 8, ranks), micro_batches)
 
 
+def hsdp(held: Sequence[Held], ranks: int, neighbours: int, micro_batches: int = 1, *,
+         by_gloo: bool = False) -> tuple[Sent, Sent]:
+    """Among the neighbours of a machine as in `fsdp`; then each rank's part of the gradients is
+    summed over the machines. Both, the second being what leaves the machine."""
+    within = fsdp(held, neighbours, micro_batches, by_gloo=by_gloo)
+    machines = ranks // neighbours
+    parts = sum(each.padded_bytes(neighbours) // each.item_bytes * FLOAT32_BYTES / neighbours
+                for each in held if each.is_trained)
+    small = all_reduced(_TOTALS_BYTES + 8, ranks)
+    return (Sent(within.each_pass, within.once, 0.0, micro_batches),
+            Sent(0.0, all_reduced(parts, machines), small, micro_batches))
+
+
 @dataclass(frozen=True)
 class Machine:
     """What a step is computed and sent with. flops: a second and device, at the highest.
 
-    utilisation: the share of it that training reaches. link: bytes a second that a device sends.
+    utilisation: the share of it that training reaches. inside, outside: bytes a second that a
+    device sends to its neighbours in the machine, and out of it.
     """
 
     flops: float
     utilisation: float
-    link: float
+    inside: float
+    outside: float
 
-    def send_s(self, size: float) -> float:
-        return size / self.link
-
-    def compute_s(self, flops: float) -> float:
-        return flops / (self.flops * self.utilisation)
-
-    def even_tokens(self, size: float, flops_a_token: float) -> float:
-        """Tokens that are computed in the time in which so many bytes are sent."""
-        return self.send_s(size) * self.flops * self.utilisation / flops_a_token
+    def even_tokens(self, send_s: float, flops_a_token: float) -> float:
+        """Tokens that a device computes in so many seconds."""
+        return send_s * self.flops * self.utilisation / flops_a_token
 
 
 def flops_a_token(linear: Iterable[Held], trained: Iterable[Held], *, is_full: bool) -> float:
