@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,25 +76,26 @@ def held_by(shape: Shape, adapter: dict[str, Any], base: str,
     """Every weight as lorafit holds it for a run, and the FLOPs of a token.
 
     base: storage of the decoder layers' frozen weights, none or nf4. base_bytes: of a number of
-    what is frozen and not quantised. What is trained is held in float32.
+    what is frozen and not quantised. What is trained is held in float32. Asked of one layer, which
+    all are like.
     """
     from lorafit.model.adapters.add import add_adapter
     from lorafit.model.base import meta_model
     from lorafit.recipe.adapter import Adapter
 
-    model = add_adapter(meta_model(config_of(shape)), Adapter(**adapter), 0, "counted")
+    one = replace(shape, layers=1)
+    model = add_adapter(meta_model(config_of(one)), Adapter(**adapter), 0, "counted")
     held, linear = [], []
     for name, weight in model.named_parameters():
         words = name.split(".")
-        layer = next((int(word) for word in words if word.isdecimal()), None)
+        layers: Sequence[int | None] = range(shape.layers) if "layers" in words else [None]
         is_linear = weight.ndim == 2 and "embed_tokens" not in words and "lora_" not in name
-        each = paper.Held(tuple(weight.shape),
-                          paper.FLOAT32_BYTES if weight.requires_grad else base_bytes,
-                          weight.requires_grad, layer)
-        linear += [each] * is_linear
-        if base == "nf4" and is_linear and layer is not None:  # two numbers a byte
-            each = paper.Held(((weight.numel() + 1) // 2, 1), 1, False, layer)
-        held.append(each)
+        item_bytes = paper.FLOAT32_BYTES if weight.requires_grad else base_bytes
+        each = paper.Held(tuple(weight.shape), item_bytes, weight.requires_grad, None)
+        linear += [each] * is_linear * len(layers)
+        if base == "nf4" and is_linear and "layers" in words:  # two numbers a byte
+            each = paper.Held(((weight.numel() + 1) // 2, 1), 1, False, None)
+        held += [replace(each, layer=layer) for layer in layers]
     return held, paper.flops_a_token(linear, [each for each in held if each.is_trained],
                                      is_full=adapter["method"] == "full")
 
@@ -257,8 +258,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--paper", action="store_true", help="print the tables, run nothing")
-    parser.add_argument("--steps", type=int, default=4, help="steps of the shorter run")
-    parser.add_argument("--micro-batches", type=int, default=3, help="of a step, on each rank")
+    parser.add_argument("--steps", type=int, default=3, help="steps of the shorter run")
+    parser.add_argument("--micro-batches", type=int, default=2, help="of a step, on each rank")
     parser.add_argument("--only", metavar="WORD", default="", help="ways with it in their name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts there too")
     given = parser.parse_args()
