@@ -56,7 +56,8 @@ docs: $(VENV)/.dev
 	$(BIN)/lorafit schema --markdown > docs/recipe.md
 	$(BIN)/lorafit schema > docs/recipe.schema.json
 	LORAFIT_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/data/test_templates.py \
-	  tests/methods/test_methods_page.py tests/doctor/test_tested_versions.py
+	  tests/methods/test_methods_page.py tests/doctor/test_tested_versions.py \
+	  "tests/bench/test_communication.py::test_the_page_has_the_tables_that_the_formulas_give"
 
 docs-check: $(VENV)/.runtime
 	@$(BIN)/lorafit schema --markdown | diff -u docs/recipe.md - \

@@ -109,7 +109,7 @@ def settle_hub(recipe: Recipe) -> bool:
 
     Where the recipe says that code of the base runs, that code is named first.
     """
-    is_reachable = libraries.settle(on_hub(recipe.model) or _data_on_hub(recipe.data))
+    is_reachable = libraries.settle(needs_hub(recipe))
     if recipe.model.trust_remote_code:
         _say_what_runs(recipe.model)
     return is_reachable
@@ -157,6 +157,10 @@ def _say_what_runs(model: Model) -> None:
         if code.files:
             show.foreign_code(code.source, code.files, code.digest)
             keep_permission(code)
+
+
+def needs_hub(recipe: Recipe) -> bool:
+    return on_hub(recipe.model) or _data_on_hub(recipe.data)
 
 
 def on_hub(model: Model) -> bool:
