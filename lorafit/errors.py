@@ -93,3 +93,37 @@ class Stopped(LorafitError):
     def __init__(self, exit_code: int, message: str) -> None:
         self.exit_code = exit_code
         super().__init__(message)
+
+
+class RankEnded(LorafitError):
+    """Ends a rank of a job that ends, with the exit code of the rank that failed first. Has no
+    message: one of the ranks has said it."""
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__()
+
+
+# How gloo and NCCL say that a process at the other end has gone.
+_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "connectFullMesh failed",
+              "remote process exited", "ncclRemoteError", "ncclSystemError")
+
+
+def lost_a_rank(error: BaseException) -> bool:
+    """Whether an error only says that another rank of the job is gone."""
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _LOST_RANK)
+
+
+def machine_trouble(error: BaseException) -> str | None:
+    """A message for what the machine refused, None for anything else."""
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return ("out of memory\n    lower training.micro_batch_size, set "
+                "training.activation_checkpointing=full, or quantise the base "
+                "(model.quantization=nf4)")
+    if lost_a_rank(error):
+        return ("another rank of this job is gone; what it said itself tells why\n    the last "
+                "checkpoint is intact: go on with --resume")
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}"
+    return None

@@ -1,5 +1,6 @@
 """`lorafit VERB …`: arguments in, exit code out."""
 
+import os
 import sys
 import traceback
 from types import TracebackType
@@ -9,7 +10,7 @@ import typer
 from lorafit.cli import stdio
 from lorafit.cli.app import app
 from lorafit.data.examples import BadRow
-from lorafit.errors import LorafitError
+from lorafit.errors import LorafitError, RankEnded, lost_a_rank, machine_trouble
 from lorafit.last_words import leave
 from lorafit.secrets import redacted
 
@@ -26,13 +27,6 @@ import lorafit.cli.commands.doctor  # noqa: F401
 # isort: on
 
 
-# How gloo and NCCL say that a process at the other end has gone.
-_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "connectFullMesh failed",
-              "remote process exited", "ncclRemoteError", "ncclSystemError")
-_LOST = ("another rank of this job is gone; what it said itself tells why\n    the last checkpoint "
-         "is intact: go on with --resume")
-
-
 def main() -> None:
     """Run the command line; the process ends with one of errors.EXIT_CODES."""
     stdio.settle()
@@ -45,6 +39,11 @@ def _run() -> int:
 
     try:
         result = app(standalone_mode=False)
+    except RankEnded as ended:
+        # At once: libraries that are torn down may wait for the other ranks.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(ended.exit_code)
     except LorafitError as error:
         # Every rank finds the same mistake; one of them, or their launcher, says so.
         if not leave(redacted(str(error)), error.exit_code) and is_main_rank():
@@ -61,8 +60,8 @@ def _run() -> int:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # wrong usage of the command
             error.show()
             return int(error.exit_code)
-        if (message := _machine_trouble(error)) is not None:
-            if not leave(redacted(message), 3, is_echo=message == _LOST):
+        if (message := machine_trouble(error)) is not None:
+            if not leave(redacted(message), 3, is_echo=lost_a_rank(error)):
                 print(f"error: {redacted(message)}", file=sys.stderr)
             return 3
         raise
@@ -73,17 +72,3 @@ def _show_bug(kind: type[BaseException], error: BaseException,
               trace: TracebackType | None) -> None:
     """The traceback of a bug, without passwords and tokens that are in its messages."""
     sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
-
-
-def _machine_trouble(error: Exception) -> str | None:
-    """A message for what the machine refused, None for anything else."""
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return ("out of memory\n    lower training.micro_batch_size, set "
-                "training.activation_checkpointing=full, or quantise the base "
-                "(model.quantization=nf4)")
-    if isinstance(error, RuntimeError) and any(said in str(error) for said in _LOST_RANK):
-        return _LOST
-    if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror or error}"
-    return None
