@@ -3,9 +3,29 @@
 import sys
 import time
 from collections import deque
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 ROWS_SAID_EVERY_S = 5.0
+
+
+class Load(NamedTuple):
+    """What a step cost, over all ranks. seconds_data: waited for data, the longest of a rank.
+    seconds_communication: of the main rank. memory_bytes: used at most so far, the highest of a
+    rank, which is memory_rank.
+    """
+
+    ranks: int
+    seconds_data: float
+    seconds_communication: float
+    memory_bytes: int
+    memory_rank: int = 0
+
+    def as_dict(self) -> dict[str, float]:
+        """As it stands in metrics.jsonl."""
+        communication = {} if self.ranks == 1 else {
+            "seconds_communication": round(self.seconds_communication, 6)}
+        return {"seconds_data": round(self.seconds_data, 6), **communication,
+                "memory_bytes": self.memory_bytes}
 
 
 class Display(Protocol):
@@ -14,7 +34,7 @@ class Display(Protocol):
     def rows_tokenised(self, source: str, rows: int) -> None: ...
     def start(self, step: int, total_steps: int) -> None: ...
     def step(self, step: int, loss: float, learning_rate: float, supervised_tokens: int,
-             seconds: float) -> None: ...
+             seconds: float, load: Load) -> None: ...
     def evaluation(self, step: int, loss: float, is_best: bool) -> None: ...
     def sample(self, prompt: str, answer: str) -> None: ...
     def say(self, text: str) -> None: ...
@@ -22,25 +42,44 @@ class Display(Protocol):
 
 
 class Rate:
-    """Supervised tokens per second and seconds per step over the last steps."""
+    """Supervised tokens per second, seconds per step and what they went into, over the last
+    steps."""
 
     def __init__(self, window: int = 20) -> None:
-        self._steps: deque[tuple[int, float]] = deque(maxlen=window)
+        self._steps: deque[tuple[int, float, Load]] = deque(maxlen=window)
 
-    def add(self, supervised_tokens: int, seconds: float) -> None:
-        self._steps.append((supervised_tokens, seconds))
+    def add(self, supervised_tokens: int, seconds: float, load: Load) -> None:
+        self._steps.append((supervised_tokens, seconds, load))
 
     @property
     def tokens_per_s(self) -> float:
-        return sum(tokens for tokens, _ in self._steps) / self._seconds
+        return sum(tokens for tokens, _, _ in self._steps) / self._seconds
 
     @property
     def seconds_per_step(self) -> float:
         return self._seconds / max(1, len(self._steps))
 
+    def __str__(self) -> str:
+        """`2,378 tok/s (1,189 a device)  data 3%  communication 12%  memory 1.31 GiB (rank 1)`."""
+        _, _, last = self._steps[-1]
+        several = last.ranks > 1
+        said = [f"{self.tokens_per_s:,.0f} tok/s"]
+        if several:
+            said[0] += f" ({self.tokens_per_s / last.ranks:,.0f} a device)"
+        said.append(f"data {self._share([load.seconds_data for _, _, load in self._steps]):.0%}")
+        if several:
+            waited = [load.seconds_communication for _, _, load in self._steps]
+            said.append(f"communication {self._share(waited):.0%}")
+        said.append(f"memory {last.memory_bytes / 2**30:.2f} GiB"
+                    + (f" (rank {last.memory_rank})" if several else ""))
+        return "  ".join(said)
+
+    def _share(self, seconds: list[float]) -> float:
+        return min(1.0, sum(seconds) / self._seconds)
+
     @property
     def _seconds(self) -> float:
-        return max(1e-9, sum(seconds for _, seconds in self._steps))
+        return max(1e-9, sum(seconds for _, seconds, _ in self._steps))
 
 
 class Silent:
@@ -53,7 +92,7 @@ class Silent:
         pass
 
     def step(self, step: int, loss: float, learning_rate: float, supervised_tokens: int,
-             seconds: float) -> None:
+             seconds: float, load: Load) -> None:
         pass
 
     def evaluation(self, step: int, loss: float, is_best: bool) -> None:
@@ -87,14 +126,14 @@ class PlainLines:
         self.first = step
 
     def step(self, step: int, loss: float, learning_rate: float, supervised_tokens: int,
-             seconds: float) -> None:
-        self.rate.add(supervised_tokens, seconds)
+             seconds: float, load: Load) -> None:
+        self.rate.add(supervised_tokens, seconds, load)
         every = max(1, self.total_steps // 20)
         if step % every and step not in (self.first + 1, self.total_steps):
             return
         left_s = self.rate.seconds_per_step * (self.total_steps - step)
         self.say(f"step {step}/{self.total_steps}  loss {loss:.4f}  lr {learning_rate:.2e}  "
-                 f"{self.rate.tokens_per_s:,.0f} tok/s  {duration(left_s)} left")
+                 f"{self.rate}  {duration(left_s)} left")
 
     def evaluation(self, step: int, loss: float, is_best: bool) -> None:
         self.say(f"step {step}/{self.total_steps}  held-out loss {loss:.4f}"
@@ -135,10 +174,9 @@ class LiveBar(PlainLines):
         self.progress.start()
 
     def step(self, step: int, loss: float, learning_rate: float, supervised_tokens: int,
-             seconds: float) -> None:
-        self.rate.add(supervised_tokens, seconds)
-        status = (f"loss {loss:.4f}  lr {learning_rate:.2e}  "
-                  f"{self.rate.tokens_per_s:,.0f} tok/s")
+             seconds: float, load: Load) -> None:
+        self.rate.add(supervised_tokens, seconds, load)
+        status = f"loss {loss:.4f}  lr {learning_rate:.2e}  {self.rate}"
         self.progress.update(self.task, completed=step, status=status)
 
     def say(self, text: str) -> None:

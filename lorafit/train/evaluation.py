@@ -12,6 +12,7 @@ from lorafit.data.packing import Layout, MicroBatch, split_rows
 from lorafit.data.tokens import Tokens
 from lorafit.train.memory import Fit, free_memory, ran_out_of_memory
 from lorafit.train.signals import StopRequest, Wish
+from lorafit.train.standing import Kind
 from lorafit.train.strategy.strategy import Strategy
 
 _ASKED_EVERY = 8  # micro-batches, where ranks have to agree on whether to stop
@@ -45,6 +46,7 @@ def held_out_loss(strategy: Strategy, module: nn.Module, data: HeldOut, layout: 
     mine = parts[strategy.share :: strategy.shares]
     try:
         for number, part in enumerate(mine):
+            strategy.standing.at(Kind.EVALUATION, "evaluating", number + 1, len(mine))
             totals += _of_part(module, data, part, layout, pad_id, device, fit).to(wide)
             asked = stop.wish
             if strategy.ranks > 1:
@@ -54,7 +56,8 @@ def held_out_loss(strategy: Strategy, module: nn.Module, data: HeldOut, layout: 
                 return asked
     finally:
         module.train(was_training)
-    loss, weight = strategy.sum(totals).tolist()
+    with strategy.standing.during(Kind.COMMUNICATION, "communicating (held-out loss)"):
+        loss, weight = strategy.sum(totals).tolist()
     return float(loss / (weight or 1.0))
 
 
@@ -86,5 +89,6 @@ def _agreed(strategy: Strategy, asked: Wish) -> Wish:
     """The largest wish of all ranks."""
     wishes = torch.tensor([asked is each for each in Wish], dtype=torch.float32,
                           device=strategy.device)
-    wished = strategy.sum(wishes).tolist()
+    with strategy.standing.during(Kind.COMMUNICATION, "communicating (whether to stop)"):
+        wished = strategy.sum(wishes).tolist()
     return max(each for each, ranks in zip(Wish, wished, strict=True) if ranks)

@@ -19,13 +19,14 @@ from lorafit.recipe.schema import Training
 from lorafit.run_dir import RunDir, append_jsonl, write_json
 from lorafit.train.checkpoint import Progress, save_checkpoint, whole_state
 from lorafit.train.diagnosis import Suspect, several
-from lorafit.train.display import Display
+from lorafit.train.display import Display, Load
 from lorafit.train.evaluation import held_out_loss
-from lorafit.train.memory import Fit
+from lorafit.train.memory import Fit, peak_memory_bytes
 from lorafit.train.rehearsal import may_run_out, rehearse
 from lorafit.train.samples import Sampler
 from lorafit.train.schedule import learning_rate_at
 from lorafit.train.signals import StopRequest, Wish
+from lorafit.train.standing import WRITING, Kind
 from lorafit.train.step import NotFinite, StepResult, train_step
 from lorafit.train.strategy.strategy import Strategy
 from lorafit.train.watch import Watch
@@ -82,7 +83,7 @@ def run_loop(job: Job, progress: Progress) -> Progress:
 
     Raises Stopped after committing a checkpoint, and DivergedError with layer and rows named.
     """
-    plan, training = job.plan, job.training
+    plan, training, standing = job.plan, job.training, job.strategy.standing
     ahead = _Ahead(job)
     job.display.start(progress.step, plan.total_steps)
     _rehearse(job, progress.step)
@@ -94,7 +95,8 @@ def run_loop(job: Job, progress: Progress) -> Progress:
         commit(job, progress)
         _stop_if_asked(job, progress, wish)
     while progress.step < plan.total_steps and not progress.stopped_early:
-        started = time.perf_counter()
+        started, standing.step = time.perf_counter(), progress.step + 1
+        spent = _spent(job)
         try:
             work = ahead.take(progress.step)
         except LorafitError:  # a stream's bad row: what was trained so far is kept
@@ -111,10 +113,12 @@ def run_loop(job: Job, progress: Progress) -> Progress:
                 max_grad_norm=training.max_grad_norm, wish=lambda: job.stop.wish, rule=job.rule,
                 meanwhile=partial(ahead.prepare, progress.step + 1),
                 smaller=partial(_smaller, job, work, progress.step),
+                figures=partial(_figures, job, spent),
             )
             wish = result.wish
             progress.step += 1
-            _log(job, progress, work, result, learning_rate, time.perf_counter() - started)
+            _log(job, progress, work, result, learning_rate, time.perf_counter() - started,
+                 spent)
         except NotFinite as error:
             _skip(job, progress, work, error)
             wish = error.wish
@@ -191,7 +195,10 @@ class _Ahead:
         return made
 
     def _make(self, step: int) -> _Work:
-        job = self._job
+        with self._job.strategy.standing.fetching(step + 1, self._job.strategy.device):
+            return self._made_of(self._job, step)
+
+    def _made_of(self, job: Job, step: int) -> _Work:
         examples = job.feed.step(step)
         parts = split_rows(examples.lengths, job.layout, job.strategy.shares)
         shares = [parts[share :: job.strategy.shares] for share in range(job.strategy.shares)]
@@ -237,7 +244,8 @@ def _keep_memory(job: Job, step: int) -> None:
 
 
 def _log(job: Job, progress: Progress, work: _Work, result: StepResult, learning_rate: float,
-         seconds: float) -> None:
+         seconds: float, before: tuple[float, float]) -> None:
+    load = _load(job, result, before)
     warnings = job.watch.step(result.loss, result.grad_norm, result.supervised_tokens,
                               partial(_worst_rows, job, work, progress.step - 1))
     if job.strategy.is_main:
@@ -245,13 +253,33 @@ def _log(job: Job, progress: Progress, work: _Work, result: StepResult, learning
             "step": progress.step, "loss": result.loss, "learning_rate": learning_rate,
             "grad_norm": result.grad_norm, "supervised_tokens": result.supervised_tokens,
             "tokens": result.tokens, "computed_tokens": result.computed_tokens,
-            "seconds": round(seconds, 6),
+            "seconds": round(seconds, 6), **load.as_dict(),
         })
         for warning in warnings:
             append_jsonl(job.run.metrics, {"step": progress.step, "warning": warning})
-    job.display.step(progress.step, result.loss, learning_rate, result.supervised_tokens, seconds)
+    job.display.step(progress.step, result.loss, learning_rate, result.supervised_tokens, seconds,
+                     load)
     for warning in warnings:
         job.display.say(f"warning: step {progress.step}: {warning}")
+
+
+def _spent(job: Job) -> tuple[float, float]:
+    """Seconds of waiting for data and of communication, on this rank and so far."""
+    strategy = job.strategy
+    return (strategy.standing.seconds[Kind.DATA],
+            strategy.standing.communicated_s(strategy.device) + strategy.seconds_communicating)
+
+
+def _figures(job: Job, before: tuple[float, float]) -> tuple[float, ...]:
+    """What ranks tell each other of a step: seconds of waiting for data, bytes of memory."""
+    return _spent(job)[0] - before[0], float(peak_memory_bytes(job.strategy.device))
+
+
+def _load(job: Job, result: StepResult, before: tuple[float, float]) -> Load:
+    strategy = job.strategy
+    memory, rank = max((int(told[1]), -number) for number, told in enumerate(result.figures))
+    return Load(strategy.ranks, max(told[0] for told in result.figures),
+                _spent(job)[1] - before[1], memory, -rank)
 
 
 def _skip(job: Job, progress: Progress, work: _Work, error: NotFinite) -> None:
@@ -351,6 +379,7 @@ def evaluate(job: Job, progress: Progress) -> tuple[bool, Wish]:
 
 
 def _answer(job: Job, step: int) -> None:
+    job.strategy.standing.at(Kind.EVALUATION, "answering sample prompts")
     answers = job.strategy.run(job.module, partial(job.sampler.answers, job.adapted))
     if job.strategy.is_main:
         for prompt, answer in answers:
@@ -372,12 +401,14 @@ def _bad_rows(job: Job) -> str:
 
 def commit(job: Job, progress: Progress) -> None:
     """Write a checkpoint from the main process; the others wait for it."""
+    job.strategy.standing.at(Kind.SAVING, "saving")
     progress.feed = job.feed.state(progress.step)
     state = whole_state(job.optimizer, job.strategy)
     with job.strategy.whole(job.adapted):
         if job.strategy.is_main:
-            save_checkpoint(job.run, job.adapted, state, progress, job.training.keep_checkpoints,
-                            job.rule)
+            with job.strategy.standing.during(Kind.SAVING, WRITING):
+                save_checkpoint(job.run, job.adapted, state, progress,
+                                job.training.keep_checkpoints, job.rule)
     job.strategy.wait()
 
 

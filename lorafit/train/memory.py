@@ -6,6 +6,8 @@ need not agree: they meet after all micro-batches of a step, however many each o
 """
 
 import gc
+import resource
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,3 +98,11 @@ def halves(part: MicroBatch) -> list[MicroBatch]:
         middle = len(row) // 2
         return [MicroBatch((row[:middle],)), MicroBatch((row[middle:],))]
     return [part]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

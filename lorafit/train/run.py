@@ -1,12 +1,11 @@
 """A run from recipe to result: every room once, in order."""
 
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,9 @@ from lorafit.train.checkpoint import (
     set_aside_damaged,
 )
 from lorafit.train.display import Display, make_display
+from lorafit.train.heartbeat import RANK_TIMEOUT_S, watched
 from lorafit.train.loop import Job, run_loop
-from lorafit.train.memory import Fit, fit_of
+from lorafit.train.memory import Fit, fit_of, peak_memory_bytes
 from lorafit.train.optimizer import build_optimizer
 from lorafit.train.prepare import (
     Prepared,
@@ -78,6 +78,7 @@ from lorafit.train.resume import (
 )
 from lorafit.train.samples import Sampler
 from lorafit.train.signals import StopRequest
+from lorafit.train.standing import WRITING, Kind, Standing
 from lorafit.train.strategy.choose import choose
 from lorafit.train.strategy.strategy import Strategy
 from lorafit.train.strategy.wanted import AUTO, Wanted, with_environment
@@ -86,16 +87,26 @@ from lorafit.train.watch import Watch
 
 def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
           started_s: float, or_start: bool = False, stop: StopRequest | None = None,
-          wanted: Wanted = AUTO) -> Result:
+          wanted: Wanted = AUTO, rank_timeout_s: float = RANK_TIMEOUT_S) -> Result:
     """Run a recipe to its end, or go on where it stopped.
 
     `or_start`: begin where there is nothing to resume. `announce` receives the record once, before
     the first step, on the main process. `started_s` is the perf_counter of the process's start.
-    `stop` is what the process is asked for from outside, `wanted` how it is to be spread. Raises
-    the errors of lorafit.errors.
+    `stop` is what the process is asked for from outside, `wanted` how it is to be spread.
+    rank_timeout_s: several ranks end when none of them gets on for so long. Raises the errors of
+    lorafit.errors.
     """
+    standing, stop = Standing(), stop or StopRequest()
+    with watched(standing, stop, rank_timeout_s):
+        return _train_as_rank(recipe, resume, announce, started_s, or_start, stop, wanted,
+                              rank_timeout_s, standing)
+
+
+def _train_as_rank(recipe: Recipe, resume: bool, announce: Callable[[Record], None],
+                   started_s: float, or_start: bool, stop: StopRequest, wanted: Wanted,
+                   rank_timeout_s: float, standing: Standing) -> Result:
     from accelerate import Accelerator
-    from accelerate.utils import GradientAccumulationPlugin
+    from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     recipe = with_absolute_paths(recipe)
     run = RunDir(Path(recipe.output.dir))
@@ -103,14 +114,17 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     wanted = with_environment(wanted)
     # Told here, because accelerate otherwise takes it from the environment and divides by it.
     once = GradientAccumulationPlugin(num_steps=1)
+    # Later than ours, which says where ranks stand.
+    patience = InitProcessGroupKwargs(timeout=timedelta(seconds=2 * rank_timeout_s + 1800))
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no",
-                              gradient_accumulation_plugin=once)
-    agree(accelerator, recipe, device_facts)
+                              gradient_accumulation_plugin=once, kwargs_handlers=[patience])
+    with standing.during(Kind.COMMUNICATION, "waiting for the others"):
+        agree(accelerator, recipe, device_facts)
     with ExitStack() as held:
         begin = partial(_where_to_begin, recipe, run, resume, or_start, held)
-        resume, checkpoint, skipped = _decided_by_main(accelerator, begin)
+        resume, checkpoint, skipped = _decided_by_main(accelerator, standing, begin)
         return _train(accelerator, with_date(recipe, run, resume), run, held, resume, checkpoint,
-                      skipped, announce, started_s, stop or StopRequest(), wanted)
+                      skipped, announce, started_s, stop, wanted, standing)
 
 
 def _where_to_begin(recipe: Recipe, run: RunDir, resume: bool, or_start: bool,
@@ -148,7 +162,7 @@ def _begin(recipe: Recipe, run: RunDir, prepared: Prepared, held: ExitStack) -> 
     write_inputs(run, recipe, prepared)
 
 
-def _decided_by_main(accelerator: Any, decide: Callable[[], Any]) -> Any:
+def _decided_by_main(accelerator: Any, standing: Standing, decide: Callable[[], Any]) -> Any:
     """What the main process decides, on every rank: they must not look at the disk each for
     itself, while one of them changes it. An error of the main process is everyone's."""
     from accelerate.utils import broadcast_object_list
@@ -161,7 +175,8 @@ def _decided_by_main(accelerator: Any, decide: Callable[[], Any]) -> Any:
             if accelerator.num_processes == 1:
                 raise
             found = [error]
-    [decided] = broadcast_object_list(found) if accelerator.num_processes > 1 else found
+    with standing.during(Kind.COMMUNICATION, "waiting for the others"):
+        [decided] = broadcast_object_list(found) if accelerator.num_processes > 1 else found
     if isinstance(decided, LorafitError):
         raise decided
     return decided
@@ -184,16 +199,19 @@ def _blocks_of_machine(accelerator: Any, held: ExitStack) -> SharedBlocks | None
 
 def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resume: bool,
            checkpoint: Path | None, skipped: list[str], announce: Callable[[Record], None],
-           started_s: float, stop: StopRequest, wanted: Wanted) -> Result:
+           started_s: float, stop: StopRequest, wanted: Wanted, standing: Standing) -> Result:
     display = make_display(accelerator.is_main_process)
     digest = base_digest(recipe.model.base)
     if resume and digest is not None:
         refuse_other_base(run, digest)
     shared = _blocks_of_machine(accelerator, held) if recipe.data.streaming else None
+    standing.at(Kind.LOADING, "reading data")
     prepared = prepare(recipe, accelerator.num_processes, watch=display.rows_tokenised,
                        feed_state=None if checkpoint is None else saved_progress(checkpoint).feed,
                        shared=shared)
     strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.stored)
+    strategy.standing = standing
+    standing.at(Kind.LOADING, "loading the model")
     adapted = _load(recipe, run, prepared, strategy, resume)
     _same_on_all_ranks(accelerator, adapted)
     facts = describe(adapted)
@@ -210,8 +228,10 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     strategy.place(summed_loss, list(decoder_layers(adapted)))
     built = strategy.run(summed_loss, partial(_settle, recipe, prepared, summed_loss, strategy))
     prepared = built.prepared
+    if strategy.ranks > 1:  # whatever is computed with the model shows that this rank gets on
+        decoder_layers(adapted)[0].register_forward_pre_hook(lambda *_: standing.moved())
     if not resume:
-        _decided_by_main(accelerator, partial(_begin, recipe, run, prepared, held))
+        _decided_by_main(accelerator, standing, partial(_begin, recipe, run, prepared, held))
         with strategy.whole(adapted):
             if strategy.is_main:
                 keep_start(run, recipe, adapted)
@@ -262,9 +282,11 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
         progress, kept_step(recipe, progress), time.perf_counter() - started_s,
         timer.first_step_after_s, peak_memory_bytes(prepared.device), prepared.feed.read(),
     )
+    standing.at(Kind.SAVING, "saving the result")
     with strategy.whole(adapted):
         if strategy.is_main:
-            write_result(run, recipe, adapted, result)
+            with standing.during(Kind.SAVING, WRITING):
+                write_result(run, recipe, adapted, result)
     strategy.wait()
     accelerator.end_training()
     return result
@@ -340,14 +362,6 @@ def _on_copies(fast: FastPath, recomputation: Decision) -> list[str]:
     return [f"{fast.copied_weights:,} weights are kept a second time for the backward pass, with "
             "the adapter added; training.activation_checkpointing: full keeps one layer's at a "
             "time"]
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory used so far: of the device, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class _FirstStep:

@@ -21,7 +21,10 @@ from lorafit.model.adapters.step_rule import StepRule
 from lorafit.model.parts import local_part
 from lorafit.train.memory import free_memory, ran_out_of_memory
 from lorafit.train.signals import Wish
+from lorafit.train.standing import Kind
 from lorafit.train.strategy.strategy import Strategy
+
+MOST_TOLD = 64  # ranks whose figures are told
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class StepResult:
     """What a step did. `loss` is in nats per supervised token; counts are over all ranks.
 
     grad_norm: Euclidean norm before clipping. tokens: without padding; computed_tokens: with it.
-    wish: the largest that a rank was asked for.
+    wish: the largest that a rank was asked for. figures: what each rank told, by its number, as far
+    as MOST_TOLD.
     """
 
     loss: float
@@ -38,6 +42,7 @@ class StepResult:
     tokens: int
     computed_tokens: int
     wish: Wish
+    figures: Sequence[Sequence[float]] = ()
 
 
 class NotFinite(DivergedError):
@@ -60,6 +65,7 @@ def train_step(
     max_grad_norm: float | None, wish: Callable[[], Wish] = lambda: Wish.NOTHING,
     rule: StepRule | None = None, meanwhile: Callable[[], None] = lambda: None,
     smaller: Callable[[], Sequence[Batch]] | None = None,
+    figures: Callable[[], Sequence[float]] = tuple,
 ) -> StepResult:
     """Forward, backward and update over this rank's micro-batches of step `step` (from 0).
 
@@ -67,8 +73,9 @@ def train_step(
     beside the update. `meanwhile` is called once all of the backward pass is under way, before the
     one place where this process waits for the device. `wish` is asked there, so that what arrives
     during a step counts in it. `smaller` gives the same rows in smaller micro-batches, after this
-    rank ran out of memory; without it the error is raised. Raises NotFinite, before any weight is
-    touched, when the loss, a gradient or a weight is not finite.
+    rank ran out of memory; without it the error is raised. `figures`: numbers that ranks tell each
+    other, equally many on all; they ride along with the sums. Raises NotFinite, before any weight
+    is touched, when the loss, a gradient or a weight is not finite.
     """
     device = strategy.device
     while (loss_sum := backward(strategy, module, micro_batches, step, seed,
@@ -86,12 +93,17 @@ def train_step(
         dtype=wide, device=device)
     asked = wish()
     wishes = torch.tensor([asked is each for each in Wish], dtype=wide, device=device)
+    told = torch.zeros(min(strategy.ranks, MOST_TOLD), len(ask := figures()), dtype=wide)
+    told[strategy.rank:strategy.rank + 1] = torch.tensor(ask, dtype=wide)
     totals = torch.cat([loss_sum.to(wide)[None], _largest(parameters).to(device, wide)[None],
-                        counts.sum(dim=0), wishes])
-    totals = strategy.sum(totals)
-    strategy.sum_gradients(parameters)
-    total_loss, largest, weight, supervised_tokens, tokens, computed_tokens, *wished = \
+                        counts.sum(dim=0), wishes, told.flatten().to(device)])
+    with strategy.standing.reducing(device, "communicating (gradients)"):
+        totals = strategy.sum(totals)
+        strategy.sum_gradients(parameters)
+    strategy.standing.at(Kind.COMPUTE, "optimizer step")
+    total_loss, largest, weight, supervised_tokens, tokens, computed_tokens, *rest = \
         totals.tolist()
+    wished, of_ranks = rest[:len(Wish)], rest[len(Wish):]
     weight = weight or 1.0  # nothing supervised: the loss and every gradient are 0
     asked = max(each for each, ranks in zip(Wish, wished, strict=True) if ranks)
 
@@ -113,7 +125,9 @@ def train_step(
         rule.after_update(step + 1)
     optimizer.zero_grad()
     return StepResult(loss_per_token, grad_norm, int(supervised_tokens), int(tokens),
-                      int(computed_tokens), asked)
+                      int(computed_tokens), asked,
+                      [tuple(of_ranks[at:at + len(ask)]) for at in range(0, len(of_ranks), len(ask))
+                       ] if ask else [])
 
 
 def backward(strategy: Strategy, module: nn.Module, micro_batches: Sequence[Batch], step: int,
@@ -130,6 +144,7 @@ def backward(strategy: Strategy, module: nn.Module, micro_batches: Sequence[Batc
             # an evaluation in between or another number of ranks changes nothing.
             position = k * strategy.shares + strategy.share
             torch.manual_seed(stream_seed(seed, step, position))
+            strategy.standing.at(Kind.COMPUTE, "forward and backward", k + 1, len(micro_batches))
             strategy.before_pass(module, is_last=k == len(micro_batches) - 1)
             loss = module(**batch.to(device).inputs)
             loss.backward()

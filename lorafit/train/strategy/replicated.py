@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorafit.train.standing import Kind
 from lorafit.train.strategy.strategy import Strategy
 
 _BUCKET_NUMBERS = 1 << 24  # gradients that are summed over ranks at once: 64 MiB of float32
@@ -23,11 +24,13 @@ class Replicated(Strategy):
         self.share, self.shares = self.rank, self.ranks
 
     def wait(self) -> None:
-        self._accelerator.wait_for_everyone()
+        with self.standing.during(Kind.COMMUNICATION, "waiting for the others"):
+            self._accelerator.wait_for_everyone()
 
     def all_of(self, mine: list[Any]) -> list[Any]:
         everyone: list[Any] = [None] * self.ranks
-        torch.distributed.all_gather_object(everyone, mine)
+        with self.standing.during(Kind.COMMUNICATION, "communicating (what was found)"):
+            torch.distributed.all_gather_object(everyone, mine)
         return [each for of_rank in everyone for each in of_rank]
 
     def sum(self, tensor: Tensor) -> Tensor:
