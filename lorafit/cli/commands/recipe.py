@@ -49,6 +49,10 @@ def train(
     restarts: Annotated[int, typer.Option(
         "--restarts", min=0, help="Start all ranks again, so many times at most, after one died or "
         "its machine went away; they go on from the newest checkpoint.")] = 0,
+    rank_timeout: Annotated[str, typer.Option(
+        "--rank-timeout", metavar="TIME",
+        help="End several ranks, and say where each stands, when none of them has got on for so "
+        "long.")] = "10m",
     smoke: Annotated[bool, typer.Option(
         "--smoke", help="Run the recipe on a shrunken model of random weights for a few steps, "
         "then merge and export: seconds, offline, nothing kept.")] = False,
@@ -67,7 +71,8 @@ def train(
     verbs.train(recipe_path, overrides or [], resume=resume, or_start=or_start,
                 stop_after_s=None if stop_after is None else duration_s(stop_after, "--stop-after"),
                 options=Options(processes, nodes, node_rank, rendezvous, timeout_s, restarts),
-                strategy=strategy, cpu_offload=cpu_offload, smoke=smoke, started_s=STARTED_S)
+                strategy=strategy, cpu_offload=cpu_offload, smoke=smoke, started_s=STARTED_S,
+                rank_timeout_s=duration_s(rank_timeout, "--rank-timeout"))
 
 
 @app.command()

@@ -35,7 +35,7 @@ from lorafit.train.strategy.wanted import AUTO, Wanted, refuse_misfit
 
 def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bool,
           stop_after_s: float | None, options: requests.Options, strategy: str, cpu_offload: bool,
-          smoke: bool, started_s: float) -> None:
+          smoke: bool, started_s: float, rank_timeout_s: float) -> None:
     rank = ranks.recognise()
     # From here on: while libraries are loaded, a signal ends the process with the documented code.
     with listening(_deadline_s(stop_after_s, started_s), is_rank=rank is not None) as stop:
@@ -50,7 +50,7 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bo
             refuse_beside("--smoke", "runs in one process", dict.fromkeys(options.given(), True))
             _smoke(recipe, stop, started_s)
         elif rank is not None:
-            _train_as_rank(recipe, rank, resume, or_start, stop, started_s, wanted)
+            _train_as_rank(recipe, rank, resume, or_start, stop, started_s, wanted, rank_timeout_s)
         else:
             run = RunDir(Path(recipe.output.dir))
             goes_on = resume or (or_start and run.holds_a_run())
@@ -74,7 +74,8 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bo
 
 
 def _train_as_rank(recipe: Recipe, rank: ranks.Rank, resume: bool, or_start: bool,
-                   stop: StopRequest, started_s: float, wanted: Wanted) -> None:
+                   stop: StopRequest, started_s: float, wanted: Wanted,
+                   rank_timeout_s: float) -> None:
     ranks.settle()
     or_start = or_start or ranks.restarts() > 0
     if resume or or_start:
@@ -87,7 +88,7 @@ def _train_as_rank(recipe: Recipe, rank: ranks.Rank, resume: bool, or_start: boo
                             recipe.training.batch_size)
         if ranks.is_main_rank():
             print(rank, flush=True)
-    _train_here(recipe, resume or or_start, or_start, stop, started_s, wanted)
+    _train_here(recipe, resume or or_start, or_start, stop, started_s, wanted, rank_timeout_s)
 
 
 # When --stop-after ends a job, in seconds since 1970: ranks that are started again keep to it.
@@ -276,12 +277,15 @@ def _run_name(data: Path) -> str:
 
 
 def _train_here(recipe: Recipe, resume: bool, or_start: bool, stop: StopRequest,
-                started_s: float, wanted: Wanted = AUTO) -> None:
+                started_s: float, wanted: Wanted = AUTO,
+                rank_timeout_s: float | None = None) -> None:
     from lorafit.cli import show
+    from lorafit.train.heartbeat import RANK_TIMEOUT_S
     from lorafit.train.run import train as run_training
 
     result = run_training(recipe, resume=resume, or_start=or_start, stop=stop,
                           started_s=started_s, wanted=wanted,
+                          rank_timeout_s=rank_timeout_s or RANK_TIMEOUT_S,
                           announce=lambda record: show.record(recipe, record))
     if ranks.is_main_rank():
         show.finished(recipe, result)
