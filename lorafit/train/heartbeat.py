@@ -29,6 +29,7 @@ SILENCE_S = 15.0
 JUDGES = 2
 _GRACE_S = 2.0  # for the main thread to find out by itself
 _WRITING_S = 120.0
+_LAUNCHER = "LORAFIT_LAUNCHER_PID"  # set by lorafit.launch
 
 
 class Clock:
@@ -185,6 +186,8 @@ class Heartbeat:
             while not self._found.wait(0.1) and time.monotonic() < until_s:
                 if self._stop.wish.ends:
                     break
+            if self._verdict is None and os.environ.get(_LAUNCHER) == str(os.getppid()):
+                return RankEnded(MachineError.exit_code)  # lorafit's launcher says what it saw
         else:
             self._mine = _verdict_on(error, self.rank, self._host)
             self._wake.set()

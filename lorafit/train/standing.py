@@ -41,7 +41,7 @@ class Phase(NamedTuple):
         return what if self.step is None else f"{what}, step {self.step}"
 
 
-WRITING = "writing to disk"
+WRITING = "saving (writing to disk)"
 
 
 class Standing:
