@@ -29,6 +29,7 @@ SILENCE_S = 15.0
 JUDGES = 2
 _GRACE_S = 2.0  # for the main thread to find out by itself
 _WRITING_S = 120.0
+_JOIN_S = 5.0  # for the talking thread, where the main one is at its end
 _LAUNCHER = "LORAFIT_LAUNCHER_PID"  # set by lorafit.launch
 
 
@@ -82,7 +83,7 @@ class Heartbeat:
         """This rank has come to its good end, and is not missed any more."""
         self._is_done = True
         self._wake.set()
-        self._talker.join(2 * BEAT_S)
+        self._talker.join(_JOIN_S)
 
     # The thread that talks to the store.
 
@@ -94,6 +95,7 @@ class Heartbeat:
                 is_done = self._is_done
                 self._post(is_done)
                 if is_done:
+                    self._board.leave()
                     return
                 self._look(clock.now_s())
                 self._wake.wait(0 if self._mine else BEAT_S)
@@ -158,6 +160,8 @@ class Heartbeat:
             return
         if not verdict.is_hung:
             self._let_write()
+        if sys.stdout.isatty():
+            sys.stdout.write("\x1b[?25h\n")  # the cursor, which a live bar hides
         self._tell(verdict, str(verdict))
         sys.stdout.flush()
         os._exit(verdict.code)
@@ -178,8 +182,11 @@ class Heartbeat:
         if not self._end.acquire(blocking=False):
             threading.Event().wait()  # the other thread is ending this process
         self._main_ends.set()
-        if not self._board.is_joined:
-            return error
+        until_s = time.monotonic() + _JOIN_S
+        while not self._board.is_joined:  # the others are there, or there is nobody to tell
+            if time.monotonic() > until_s or not self._talker.is_alive():
+                return error
+            time.sleep(0.1)
         patience_s = SILENCE_S + 5.0
         if lost_a_rank(error):  # what became of it is found by its silence, or by a launcher
             until_s = time.monotonic() + patience_s
@@ -259,7 +266,8 @@ def watched(standing: Standing, stop: StopRequest, rank_timeout_s: float) -> Ite
 
     An error in it becomes everybody's: RankEnded with its exit code, once one rank has said it.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+    if (int(os.environ.get("WORLD_SIZE", "1")) < 2
+            or any(name not in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))):
         yield
         return
     heartbeat = Heartbeat(standing, stop, rank_timeout_s)

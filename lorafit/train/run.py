@@ -204,9 +204,14 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     digest = base_digest(recipe.model.base)
     if resume and digest is not None:
         refuse_other_base(run, digest)
+
+    def rows_tokenised(source: str, rows: int) -> None:
+        standing.moved()
+        display.rows_tokenised(source, rows)
+
     shared = _blocks_of_machine(accelerator, held) if recipe.data.streaming else None
     standing.at(Kind.LOADING, "reading data")
-    prepared = prepare(recipe, accelerator.num_processes, watch=display.rows_tokenised,
+    prepared = prepare(recipe, accelerator.num_processes, watch=rows_tokenised,
                        feed_state=None if checkpoint is None else saved_progress(checkpoint).feed,
                        shared=shared)
     strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.stored)
