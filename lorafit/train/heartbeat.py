@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 
 from lorafit.data.examples import BadRow
 from lorafit.errors import LorafitError, MachineError, RankEnded, lost_a_rank, machine_trouble
+from lorafit.last_words import leave
 from lorafit.secrets import redacted
 from lorafit.train.board import Board
 from lorafit.train.signals import StopRequest
@@ -30,7 +31,6 @@ JUDGES = 2
 _GRACE_S = 2.0  # for the main thread to find out by itself
 _WRITING_S = 120.0
 _JOIN_S = 5.0  # for the talking thread, where the main one is at its end
-_LAUNCHER = "LORAFIT_LAUNCHER_PID"  # set by lorafit.launch
 
 
 class Clock:
@@ -162,7 +162,7 @@ class Heartbeat:
             self._let_write()
         if sys.stdout.isatty():
             sys.stdout.write("\x1b[?25h\n")  # the cursor, which a live bar hides
-        self._tell(verdict, str(verdict))
+        self._tell(verdict, str(verdict), is_echo=verdict.own)
         sys.stdout.flush()
         os._exit(verdict.code)
 
@@ -193,8 +193,6 @@ class Heartbeat:
             while not self._found.wait(0.1) and time.monotonic() < until_s:
                 if self._stop.wish.ends:
                     break
-            if self._verdict is None and os.environ.get(_LAUNCHER) == str(os.getppid()):
-                return RankEnded(MachineError.exit_code)  # lorafit's launcher says what it saw
         else:
             self._mine = _verdict_on(error, self.rank, self._host)
             self._wake.set()
@@ -202,12 +200,18 @@ class Heartbeat:
         mine = self._mine or _verdict_on(error, self.rank, self._host)
         verdict = self._verdict or mine
         # All ranks find some mistakes alike; then it is no other rank's.
-        is_alike = (verdict.code, verdict.message) == (mine.code, mine.message)
-        self._tell(verdict, mine.in_own_words if is_alike else str(verdict))
+        if (verdict.code, verdict.message) == (mine.code, mine.message):
+            self._tell(verdict, mine.in_own_words, is_echo=lost_a_rank(error))
+        else:
+            self._tell(verdict, str(verdict), is_echo=verdict.own)
         return RankEnded(verdict.code)
 
-    def _tell(self, verdict: Verdict, text: str) -> None:
-        """Say why this job ends, if no other rank does."""
+    def _tell(self, verdict: Verdict, text: str, *, is_echo: bool) -> None:
+        """Say why this job ends, if no other rank does, and no launcher. is_echo: it is another
+        rank's error."""
+        if not verdict.trace and leave(redacted(text.removeprefix("error: ")), verdict.code,
+                                       is_echo=is_echo):
+            return
         if self._store_is_gone:
             # One on each machine, as far as that can be told; the first one's rank 0 is gone.
             local = int(os.environ.get("LOCAL_RANK", self.rank))
