@@ -18,7 +18,7 @@ from lorafit.data.packing import Layout
 from lorafit.data.pipeline import make_renderer
 from lorafit.data.stream import new_directory
 from lorafit.data.stream_blocks import SharedBlocks
-from lorafit.errors import LorafitError
+from lorafit.errors import LorafitError, MachineError
 from lorafit.model import base as bases
 from lorafit.model.adapters.add import add_adapter
 from lorafit.model.adapters.facts import describe
@@ -256,6 +256,9 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     )
     try:
         progress = run_loop(job, progress)
+    except MachineError as error:  # memory of one rank, the disk of another
+        error.is_told_here = strategy.is_first("trouble")
+        raise
     finally:
         display.stop()
     result = Result(
