@@ -193,7 +193,8 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     prepared = prepare(recipe, accelerator.num_processes, watch=display.rows_tokenised,
                        feed_state=None if checkpoint is None else saved_progress(checkpoint).feed,
                        shared=shared)
-    strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.stored)
+    strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.stored,
+                              prepared.is_layered)
     adapted = _load(recipe, run, prepared, strategy, resume)
     _same_on_all_ranks(accelerator, adapted)
     facts = describe(adapted)
