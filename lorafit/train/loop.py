@@ -242,7 +242,7 @@ def _keep_memory(job: Job, step: int) -> None:
     write_json(job.run.memory, {"halvings": job.fit.halvings, "since_step": step + 1,
                                 "micro_batch_size": job.layout.micro_batch_size,
                                 "batching": job.layout.batching,
-                                "device": str(job.strategy.device)})
+                                "device": job.strategy.device.type})
 
 
 def _log(job: Job, progress: Progress, work: _Work, result: StepResult, learning_rate: float,
