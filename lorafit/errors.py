@@ -49,9 +49,14 @@ def _readable(text: str) -> str:
 
 
 class LorafitError(Exception):
-    """Base of every error that is shown to the user as a message."""
+    """Base of every error that is shown to the user as a message.
+
+    is_told_here: whether this one of several ranks shows it; None where all ranks meet it, and the
+    main one does.
+    """
 
     exit_code = 1
+    is_told_here: bool | None = None
 
 
 class UserError(LorafitError):

@@ -124,12 +124,21 @@ def active_experts(model: Any) -> int | None:
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of decoder layers: the longest list of modules that is in no other list."""
-    lists = [module for name, module in model.named_modules()
-             if isinstance(module, nn.ModuleList) and not _NUMBER.search(name)]
+    lists = _layer_lists(model)
     if not lists:
         raise UserError("no list of decoder layers was found in the model", "adapter.layers",
                         "leave adapter.layers out")
     return max(lists, key=len)
+
+
+def has_decoder_layers(model: nn.Module) -> bool:
+    """Whether `decoder_layers` finds any."""
+    return bool(_layer_lists(model))
+
+
+def _layer_lists(model: nn.Module) -> list[nn.ModuleList]:
+    return [module for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and not _NUMBER.search(name)]
 
 
 def layer_kind(name: str) -> str:

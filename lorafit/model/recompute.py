@@ -100,7 +100,7 @@ def kept_bytes(module: SummedLoss, device: torch.device) -> int:
 
     def note(tensor: Tensor) -> Tensor:
         if (storage := _storage(tensor)) not in own:
-            kept[storage] = tensor.untyped_storage().nbytes()
+            kept[storage] = _memory(tensor).nbytes()
         return tensor
 
     note_weights(module)
@@ -141,8 +141,15 @@ def _layers(module: Any) -> Sequence[nn.Module]:
 
 def _storage(tensor: Tensor) -> int:
     """The same for all views of one memory, also when that is given back and taken again."""
-    number: int = local_part(tensor).untyped_storage()._cdata
+    number: int = _memory(tensor)._cdata
     return number
+
+
+def _memory(tensor: Tensor) -> torch.UntypedStorage:
+    part = local_part(tensor)
+    if part.layout is torch.sparse_coo:  # FRoD and SHiRA multiply by such
+        part = part._values()
+    return part.untyped_storage()
 
 
 def _keep_inner(mlps: Sequence[FastGatedMlp | FastExperts], keeps: bool) -> None:

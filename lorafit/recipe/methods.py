@@ -119,6 +119,7 @@ METHODS: Mapping[str, Method] = MappingProxyType({
         "AdaLoraConfig", "LoRA whose rank moves to where it matters (arXiv 2303.10512)",
         "rank=target_r alpha=lora_alpha dropout=lora_dropout",
         defaults={"rank": 8, "alpha": 16}, quantized=BITSANDBYTES,
+        why_not_sharded="it compares whole factors with each other after every step",
     ),
     "adamss": _peft(
         "AdamssConfig", "Updates in clusters of each weight's singular space",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lorafit.data.batches import Batch, collate
 from lorafit.data.feed import StepExamples
 from lorafit.data.packing import Layout, MicroBatch
+from lorafit.model.parts import local_part
 from lorafit.train.step import stream_seed
 
 _NAMED = 3
@@ -89,7 +90,8 @@ class Suspect:
 
     def _weights(self, what: str, tensor: Callable[[nn.Parameter], Tensor | None]) -> list[str]:
         names = [name for name, p in self.adapted.named_parameters() if p.requires_grad
-                 and (value := tensor(p)) is not None and not torch.isfinite(value).all()]
+                 and (value := tensor(p)) is not None
+                 and not torch.isfinite(local_part(value)).all()]
         return [f"{what} {several(names)}"] if names else []
 
 

@@ -1,6 +1,6 @@
 """Held-out loss over every supervised token, the same on any number of ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,23 +31,41 @@ class HeldOut(Protocol):
 
 @torch.no_grad()
 def held_out_loss(strategy: Strategy, module: nn.Module, data: HeldOut, layout: Layout,
-                  pad_id: int, fit: Fit, stop: StopRequest) -> float | Wish:
+                  pad_id: int, fit: Fit, stop: StopRequest,
+                  again: Callable[[int], None] = lambda most: None) -> float | Wish:
     """Mean loss in nats per supervised token; a message's weight counts as in training.
 
     The wish in place of it, the same on every rank, when somebody asked to end the run meanwhile.
-    What does not fit into memory is cut by `fit`; MachineError where single rows do not.
+    What does not fit into memory is cut by `fit`; MachineError where single rows do not. `again` is
+    told how many rows are tried after that, and raises where nothing can be tried again.
     """
     was_training = module.training
     module.eval()
     device = strategy.device
     wide = torch.float32 if device.type == "mps" else torch.float64
     totals = torch.zeros(2, dtype=wide, device=device)
-    parts = split_rows(data.lengths, layout, strategy.shares)
-    mine = parts[strategy.share :: strategy.shares]
+    parts, shares = split_rows(data.lengths, layout, strategy.shares), strategy.shares
+
+    def of_part(part: MicroBatch, passes: int) -> Tensor:
+        while True:
+            pieces = fit.pieces([part])
+            pieces += [MicroBatch()] * (passes - len(pieces))
+            try:
+                return _of_pieces(module, data, pieces, layout, pad_id, device)
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+            free_memory(device)
+            fit.halve([part], data.lengths)
+            again(fit.most_examples([part]))
+
     try:
-        for number, part in enumerate(mine):
-            strategy.standing.at(Kind.EVALUATION, "evaluating", number + 1, len(mine))
-            totals += _of_part(module, data, part, layout, pad_id, device, fit).to(wide)
+        for number in range(len(parts) // shares):
+            strategy.standing.at(Kind.EVALUATION, "evaluating", number + 1, len(parts) // shares)
+            of_all = parts[number * shares : (number + 1) * shares]
+            passes = (max(len(fit.pieces([part])) for part in of_all) if strategy.in_lockstep
+                      else 0)
+            totals += of_part(of_all[strategy.share], passes).to(wide)
             asked = stop.wish
             if strategy.ranks > 1:
                 asked = (_agreed(strategy, asked) if number % _ASKED_EVERY == 0
@@ -59,19 +77,6 @@ def held_out_loss(strategy: Strategy, module: nn.Module, data: HeldOut, layout: 
     with strategy.standing.during(Kind.COMMUNICATION, "communicating (held-out loss)"):
         loss, weight = strategy.sum(totals).tolist()
     return float(loss / (weight or 1.0))
-
-
-def _of_part(module: nn.Module, data: HeldOut, part: MicroBatch, layout: Layout, pad_id: int,
-             device: torch.device, fit: Fit) -> Tensor:
-    """Sum of losses and of weights, (2,) float64."""
-    while True:
-        try:
-            return _of_pieces(module, data, fit.pieces([part]), layout, pad_id, device)
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
-                raise
-        free_memory(device)
-        fit.halve([part], data.lengths)
 
 
 def _of_pieces(module: nn.Module, data: HeldOut, pieces: Sequence[MicroBatch], layout: Layout,

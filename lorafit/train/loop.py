@@ -149,7 +149,8 @@ def _rehearse(job: Job, step: int) -> None:
     before = job.fit.halvings
     parameters = [p for group in job.optimizer.param_groups for p in group["params"]]
     most = rehearse(job.strategy, job.module, parameters, job.feed, job.layout, job.pad_id,
-                    job.fit, job.training.seed)
+                    job.fit, job.training.seed,
+                    partial(_again_or_end, job, step, "the longest rows"))
     if job.fit.halvings > before:
         job.display.say(f"the longest rows do not fit into memory together: micro-batches are cut "
                         f"to {most}")
@@ -224,11 +225,7 @@ def _smaller(job: Job, work: _Work, step: int) -> list[Batch]:
     """The step's micro-batches after memory ran out. MachineError where they cannot be cut."""
     job.fit.halve(work.parts, work.examples.lengths)
     most = job.fit.most_examples(work.parts)
-    if job.strategy.in_lockstep:
-        _keep_memory(job, step)
-        raise MachineError(f"out of memory in step {step + 1}; ranks that share a base cannot take "
-                           f"a step again\n    with --resume (or --restarts) micro-batches are cut "
-                           f"to {most} row{'s' if most > 1 else ''}; the last checkpoint is intact")
+    _again_or_end(job, step, f"step {step + 1}", most)
     job.display.say(f"out of memory in step {step + 1}: micro-batches are cut to {most} "
                     f"row{'s' if most > 1 else ''} from now on; the step is taken again")
     if job.strategy.is_main:
@@ -236,11 +233,23 @@ def _smaller(job: Job, work: _Work, step: int) -> list[Batch]:
     return _batches(job, work.examples, work.parts)
 
 
+def _again_or_end(job: Job, step: int, where: str, most: int) -> None:
+    """After memory ran out, once micro-batches are cut to `most` rows: MachineError where other
+    ranks already wait for this one within the pass, after what was learnt is kept for a restart."""
+    if not job.strategy.in_lockstep:
+        return
+    _keep_memory(job, step)
+    raise MachineError(f"rank {job.strategy.rank} is out of memory in {where}; ranks that share a "
+                       f"base cannot compute it again\n    with --resume (or --restarts) "
+                       f"micro-batches are cut to {most} row{'s' if most > 1 else ''}; the last "
+                       "checkpoint is intact")
+
+
 def _keep_memory(job: Job, step: int) -> None:
     write_json(job.run.memory, {"halvings": job.fit.halvings, "since_step": step + 1,
                                 "micro_batch_size": job.layout.micro_batch_size,
                                 "batching": job.layout.batching,
-                                "device": str(job.strategy.device)})
+                                "device": job.strategy.device.type})
 
 
 def _log(job: Job, progress: Progress, work: _Work, result: StepResult, learning_rate: float,
@@ -351,8 +360,10 @@ def evaluate(job: Job, progress: Progress) -> tuple[bool, Wish]:
     if job.held_out is None:
         progress.evaluation_due = False
         return False, Wish.NOTHING
-    loss = held_out_loss(job.strategy, job.module, job.held_out, job.layout, job.pad_id,
-                         job.eval_fit, job.stop)
+    # Ranks that compute together cut alike: as training, which needs more, was learnt to fit.
+    fit = job.fit if job.strategy.in_lockstep else job.eval_fit
+    loss = held_out_loss(job.strategy, job.module, job.held_out, job.layout, job.pad_id, fit,
+                         job.stop, partial(_again_or_end, job, progress.step, "an evaluation"))
     if isinstance(loss, Wish):
         return False, loss
     progress.evaluation_due = False

@@ -77,7 +77,7 @@ def fit_of(run: RunDir, layout: Layout, device: torch.device) -> tuple[Fit, list
     try:
         learnt = read_json(run.memory)
         same = (learnt["micro_batch_size"], learnt["batching"], learnt["device"]) == (
-            layout.micro_batch_size, layout.batching, str(device))
+            layout.micro_batch_size, layout.batching, device.type)
         halvings = int(learnt["halvings"]) if same else 0
     except (OSError, ValueError, KeyError, TypeError):
         return Fit(), []

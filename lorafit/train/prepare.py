@@ -17,6 +17,7 @@ from lorafit.model import base as bases
 from lorafit.model.adapters.add import refuse_misfit
 from lorafit.model.adapters.starts import Samples
 from lorafit.model.device import find_device
+from lorafit.model.inventory import has_decoder_layers
 from lorafit.model.offload import refuse_offloading
 from lorafit.model.stored import refuse_misfit as refuse_misfit_on_stored
 from lorafit.model.stored import stored_as
@@ -33,7 +34,7 @@ class Prepared:
     """What is known before any weight is loaded. `check` stops here; `train` goes on.
 
     base_bytes: of the base's weights as they are held. stored: the format of a base that is
-    quantised in its files.
+    quantised in its files. is_layered: whether its decoder layers are found.
     """
 
     tokenizer: Any
@@ -48,6 +49,7 @@ class Prepared:
     longest_tokens: int
     base_bytes: int
     stored: str | None
+    is_layered: bool
 
     def decided(self, key: str) -> Any:
         return self.decision(key).value
@@ -126,7 +128,8 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
     plan = Plan(rows, steps, micro.value, rate.value, eval_every.value, checkpoint_every.value)
     held = weight_bytes(shapes, stored.label if stored else recipe.model.quantization, dtype.value)
     return Prepared(tokenizer, config, device, feed, report, held_out, decisions, plan, remarks,
-                    longest, held, stored.label if stored else None)
+                    longest, held, stored.label if stored else None,
+                    has_decoder_layers(shapes))
 
 
 def micro_batch_size(recipe: Recipe, batching: str, report: Report, longest_tokens: int,

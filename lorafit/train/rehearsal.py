@@ -7,7 +7,7 @@ only bring that forward.
 """
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -28,11 +28,13 @@ def may_run_out(device: torch.device) -> bool:
 
 
 def rehearse(strategy: Strategy, module: nn.Module, parameters: Sequence[nn.Parameter], feed: Feed,
-             layout: Layout, pad_id: int, fit: Fit, seed: int) -> int:
+             layout: Layout, pad_id: int, fit: Fit, seed: int,
+             again: Callable[[int], None] = lambda most: None) -> int:
     """Forward and backward over the largest micro-batch that the rows at hand can make, with room
     taken for the optimizer's state. Examples that it has after `fit` was cut to what fits.
 
-    Changes nothing else: gradients are dropped, and random numbers come from the step.
+    Changes nothing else: gradients are dropped, and random numbers come from the step. `again` is
+    told what is tried after memory ran out, and raises where nothing can be.
     """
     tokens = layout.micro_batch_size * layout.row_tokens if layout.batching == "packed" else 0
     examples = feed.longest(layout.micro_batch_size, tokens)
@@ -49,6 +51,7 @@ def rehearse(strategy: Strategy, module: nn.Module, parameters: Sequence[nn.Para
             break
         free_memory(strategy.device)
         fit.halve(largest, examples.lengths)
+        again(fit.most_examples(largest))
     del held
     free_memory(strategy.device)
     return fit.most_examples(largest)

@@ -17,7 +17,7 @@ from lorafit.data.packing import Layout
 from lorafit.data.pipeline import make_renderer
 from lorafit.data.stream import new_directory
 from lorafit.data.stream_blocks import SharedBlocks
-from lorafit.errors import LorafitError
+from lorafit.errors import LorafitError, MachineError
 from lorafit.model import base as bases
 from lorafit.model.adapters.add import add_adapter
 from lorafit.model.adapters.facts import describe
@@ -214,7 +214,8 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     prepared = prepare(recipe, accelerator.num_processes, watch=rows_tokenised,
                        feed_state=None if checkpoint is None else saved_progress(checkpoint).feed,
                        shared=shared)
-    strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.stored)
+    strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.stored,
+                              prepared.is_layered)
     strategy.standing = standing
     standing.at(Kind.LOADING, "loading the model")
     adapted = _load(recipe, run, prepared, strategy, resume)
@@ -281,6 +282,9 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     )
     try:
         progress = run_loop(job, progress)
+    except MachineError as error:  # memory of one rank, the disk of another
+        error.is_told_here = strategy.is_first("trouble")
+        raise
     finally:
         display.stop()
     result = Result(

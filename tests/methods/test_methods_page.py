@@ -112,6 +112,8 @@ def limits(name: str, row: Any) -> list[str]:
         found.append(f"is trained on padded rows only: {row.why_not_packed}")
     if row.why_not_recomputed:
         found.append(f"does not go with activation checkpointing: {row.why_not_recomputed}")
+    if row.why_not_sharded:
+        found.append(f"is not cut up among ranks (`--strategy fsdp`): {row.why_not_sharded}")
     if row.needs_package:
         found.append(f"needs {row.needs_package[1]} (`pip install {row.needs_package[1]}`)")
     if row.needs_option:

@@ -89,9 +89,11 @@ class Sharded(Replicated):
     @torch.no_grad()
     def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
         gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
-        squares = [norm.double().square() for norm in torch._foreach_norm(
-            [g for g in gradients if g.numel()])]
-        total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64)
+        held = [g for g in gradients if g.numel()]
+        if held:  # else all have fewer rows than there are ranks
+            squares = [norm.double().square() for norm in torch._foreach_norm(held)]
+            total = torch.stack(squares).sum()
         norm = (self.sum(total.to(self.device)) / self._replicas).sqrt()
         factor = float((limit / (norm + 1e-6)).clamp(max=1.0))  # as torch's clip_grad_norm_
         torch._foreach_mul_(gradients, factor)

@@ -61,12 +61,14 @@ def _is_set(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
-def why_not_sharded(recipe: Recipe, stored: str | None) -> str | None:
+def why_not_sharded(recipe: Recipe, stored: str | None, is_layered: bool = True) -> str | None:
     """Why base and adapter of a recipe cannot be cut up among ranks; None where they can."""
     checks: tuple[tuple[Callable[[], bool], str], ...] = (
         (lambda: bool(recipe.adapter.row.why_not_sharded), recipe.adapter.row.why_not_sharded),
         (lambda: stored is not None, f"the base is stored as {stored}, whose layers keep what "
                                      "belongs to their weights beside them"),
+        (lambda: not is_layered, "its decoder layers, one of which is computed at a time, were not "
+                                 "found"),
         (lambda: recipe.model.quantization not in _SHARDED_QUANTIZATION,
          f"{recipe.model.quantization} layers keep what belongs to their weights beside them; nf4 "
          "can be"),
