@@ -106,7 +106,7 @@ def wait_for() -> Callable[..., None]:
     return _wait_for
 
 
-def _wait_for(happens: Callable[[], Any], what: str, timeout_s: float = 120.0) -> None:
+def _wait_for(happens: Callable[[], Any], what: str, timeout_s: float = 300.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not happens():
         assert time.monotonic() < deadline, f"{what} did not happen"

@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorafit.errors import UserError
@@ -50,11 +50,14 @@ def short_form(prefix: str, width: int, numbers: list[int]) -> str:
         for part in parts) + "]"
 
 
+# How fast examples are made says something of the machine, nothing of the code.
+at_any_speed = settings(suppress_health_check=[HealthCheck.too_slow])
 groups = st.lists(st.tuples(
     st.text("abcxyz-", min_size=1, max_size=6), st.integers(1, 4),
     st.lists(st.integers(0, 1200), min_size=1, max_size=12, unique=True)), min_size=1, max_size=4)
 
 
+@at_any_speed
 @given(groups)
 def test_a_list_reads_back_whatever_its_form(found: list[Any]):
     names = [f"{prefix}{number:0{width}}" for prefix, width, numbers in found for number in numbers]
@@ -63,6 +66,7 @@ def test_a_list_reads_back_whatever_its_form(found: list[Any]):
     assert slurm.hosts(",".join(names)) == names
 
 
+@at_any_speed
 @given(st.text(max_size=40))
 def test_any_text_is_a_list_or_refused(text: str):
     with suppress(UserError):
