@@ -18,6 +18,7 @@ from lorafit.run_dir import RunDir
 from tests.clusters.conftest import ENTER, Write, short
 
 SRUN = Path(__file__).with_name("emulated_srun.py")
+JOB_ID = str(os.getpid())  # the ports of a job follow from it: tests beside these take others
 Sbatch = Callable[..., subprocess.Popen[str]]
 
 
@@ -84,7 +85,7 @@ def sbatch(folder: Path, environment: dict[str, str], tmp_path: Path) -> Sbatch:
     def run(script: str, path: str = "", **more: str) -> subprocess.Popen[str]:
         asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", script, re.MULTILINE))
         tasks = int(asked["nodes"]) * int(asked["ntasks-per-node"])
-        slurm = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "localhost",
+        slurm = {"SLURM_JOB_ID": JOB_ID, "SLURM_JOB_NODELIST": "localhost",
                  "SLURM_NTASKS": str(tasks), "SLURM_JOB_NUM_NODES": asked["nodes"],
                  "EMULATED_SLURM": str(calls)}
         paths = f"{path}:{tmp_path / 'bin'}:{environment['PATH']}"
@@ -127,7 +128,7 @@ def test_slurm_queues_the_job_again_when_its_time_is_over(
         if job.returncode == 0:
             break
     assert job.returncode == 0, said
-    assert calls(tmp_path, "scontrol") == ["requeue 77"]
+    assert calls(tmp_path, "scontrol") == [f"requeue {JOB_ID}"]
     assert (folder / "runs" / "quickstart" / "checkpoints" / "latest").exists()
     again = sbatch(brief)
     assert "resumed" in ended(again, 2 * limit_s + 60)
@@ -135,7 +136,7 @@ def test_slurm_queues_the_job_again_when_its_time_is_over(
     none = sbatch(re.sub("STOP_AFTER_S=[0-9]+", "STOP_AFTER_S=0", script))
     assert "no checkpoint was committed" in ended(none)
     assert none.returncode == 6
-    assert calls(tmp_path, "scontrol") == 2 * ["requeue 77"]
+    assert calls(tmp_path, "scontrol") == 2 * [f"requeue {JOB_ID}"]
 
 
 def test_slurm_signals_every_process_and_the_run_commits(
@@ -210,7 +211,7 @@ def test_slurm_tries_again_what_may_go_better(
     said = ended(job)
     assert job.returncode == ends_with, said
     assert len(calls(tmp_path, "srun")) == steps, said
-    assert calls(tmp_path, "scontrol") == (["requeue 77"] if codes == ["6 6"] else [])
+    assert calls(tmp_path, "scontrol") == ([f"requeue {JOB_ID}"] if codes == ["6 6"] else [])
 
 
 def test_skypilot_runs_on_each_machine(write: Write, folder: Path,
