@@ -46,7 +46,7 @@ def held_out_loss(strategy: Strategy, module: nn.Module, data: HeldOut, layout: 
     mine = parts[strategy.share :: strategy.shares]
     try:
         for number, part in enumerate(mine):
-            strategy.standing.at(Kind.EVALUATION, "evaluating", number + 1, len(mine))
+            strategy.standing.at(Kind.EVALUATION, "evaluation", number + 1, len(mine))
             totals += _of_part(module, data, part, layout, pad_id, device, fit).to(wide)
             asked = stop.wish
             if strategy.ranks > 1:
