@@ -61,7 +61,7 @@ def held_out_loss(strategy: Strategy, module: nn.Module, data: HeldOut, layout: 
 
     try:
         for number in range(len(parts) // shares):
-            strategy.standing.at(Kind.EVALUATION, "evaluating", number + 1, len(parts) // shares)
+            strategy.standing.at(Kind.EVALUATION, "evaluation", number + 1, len(parts) // shares)
             of_all = parts[number * shares : (number + 1) * shares]
             passes = (max(len(fit.pieces([part])) for part in of_all) if strategy.in_lockstep
                       else 0)

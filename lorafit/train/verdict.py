@@ -11,6 +11,7 @@ from lorafit.train.standing import Kind
 # A library may hold Python's lock for long while it reads or writes weights; no thread speaks then.
 LONG_SILENCES = (Kind.LOADING, Kind.SAVING)
 _LONGER = 4
+_QUIET_S = 4.0  # a rank not heard of for so long is where it was last seen, or further on
 _MOST_LINES = 12
 _MOST_NUMBERS = 16
 _MOST_CHARACTERS = 8000  # of a message that goes through the store
@@ -108,16 +109,27 @@ def hung(ranks: Sequence[Seen], now_s: float, limit_s: float) -> Verdict | None:
 
 def _lines(ranks: Sequence[Seen], now_s: float) -> list[str]:
     """Where ranks stand, those at the same place together, those that others wait for first."""
-    groups: dict[tuple[bool, str], list[Seen]] = {}
+    groups: dict[tuple[bool, bool, str], list[Seen]] = {}
     for seen in ranks:
-        groups.setdefault((seen.kind == Kind.COMMUNICATION, seen.phase), []).append(seen)
-    ordered = sorted(groups.items(), key=lambda item: (item[0][0], len(item[1])))
-    lines = [f"{_names(group)}: {phase or 'not heard of yet'}, for "
-             f"{duration(max(now_s - seen.moved_s for seen in group))}"
-             for (_, phase), group in ordered]
+        is_heard = now_s - seen.heard_s <= _QUIET_S
+        groups.setdefault((is_heard, is_heard and seen.kind == Kind.COMMUNICATION, seen.phase),
+                          []).append(seen)
+    ordered = sorted(groups.items(), key=lambda item: (*item[0][:2], len(item[1])))
+    lines = [f"{_names(group)}: {_place(group, now_s, is_heard)}"
+             for (is_heard, _, _), group in ordered]
     if len(lines) > _MOST_LINES:
         lines = [*lines[:_MOST_LINES], f"… and {len(lines) - _MOST_LINES} more places"]
     return lines
+
+
+def _place(group: Sequence[Seen], now_s: float, is_heard: bool) -> str:
+    phase = group[0].phase
+    if not phase:
+        return "not heard of yet"
+    if not is_heard:
+        silent_s = max(now_s - seen.heard_s for seen in group)
+        return f"no sign of life for {duration(silent_s)}, last seen at: {phase}"
+    return f"{phase}, for {duration(max(now_s - seen.moved_s for seen in group))}"
 
 
 def _names(group: Sequence[Seen]) -> str:

@@ -117,6 +117,7 @@ def test_a_stopped_rank_ends_the_job_with_where_each_stands(rank, job, tmp_path)
     lines = errors.splitlines()
     assert lines[0] == "error: no rank got on for 4 s (--rank-timeout):"
     assert "rank 1 on " in lines[1]
+    assert "last seen at: " in lines[1] or "step 4" in lines[1]
     assert "rank 0 on " in lines[2]
     assert "communicating (gradients), step 4" in lines[2]
 

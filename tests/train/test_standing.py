@@ -50,7 +50,7 @@ def test_every_change_and_every_sign_counts_as_getting_on():
     assert str(standing.phase) == "forward and backward of micro-batch 3 of 8, step 12"
 
 
-def seen(rank: int, phase: str, kind: Kind, moved_s: float = 0.0, heard_s: float = 100.0,
+def seen(rank: int, phase: str, kind: Kind, moved_s: float = 0.0, heard_s: float = 602.0,
          is_done: bool = False) -> Seen:
     return Seen(rank, f"host{rank}", phase, kind, beat=5, moves=5, is_done=is_done,
                 heard_s=heard_s, moved_s=moved_s)
@@ -69,6 +69,17 @@ def test_a_hung_job_names_first_who_is_waited_for():
     assert lines[1].strip() == "rank 1 on host1: waiting for data, step 7, for 10 min 03 s"
     assert lines[2].strip() == f"ranks 0, 2, 3: {reducing}, for 10 min 01 s"
     assert "--resume" in lines[3]
+
+
+def test_of_a_hung_job_a_rank_that_is_silent_comes_first():
+    ranks = [seen(0, "evaluation of micro-batch 3 of 3", Kind.EVALUATION),
+             seen(1, "communicating (gradients), step 1", Kind.COMMUNICATION, heard_s=593.0)]
+    verdict = hung(ranks, 602.0, 600.0)
+    assert verdict is not None
+    lines = verdict.message.splitlines()
+    assert lines[1].strip() == ("rank 1 on host1: no sign of life for 9 s, last seen at: "
+                                "communicating (gradients), step 1")
+    assert lines[2].strip() == "rank 0 on host0: evaluation of micro-batch 3 of 3, for 10 min 02 s"
 
 
 def test_one_that_gets_on_speaks_for_all_and_one_that_is_done_does_not_count():
