@@ -52,7 +52,7 @@ def _in_one_pair(jobs: Sequence[tuple[Any, bool]], folder: Path, limit_s: float)
         _, output = process.communicate()
         output = f"the ranks did not end: {output}"
     errors = [json.loads(line) for line in said.read_text(encoding="utf-8").splitlines()]
-    return errors + [output[-4000:]] * (len(errors) < len(jobs))
+    return errors + [output[:4000]] * (len(errors) < len(jobs))
 
 
 def cut_back(run: RunDir, step: int, to: RunDir) -> None:

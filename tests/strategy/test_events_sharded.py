@@ -176,6 +176,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(make, tmp_path):
     same_as_undisturbed(recipe, make, settings)
 
 
+@pytest.mark.long
 def test_a_deadline_stops_both(make, tmp_path):
     recipe = make(training={"steps": 10_000})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump()))

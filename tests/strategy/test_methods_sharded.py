@@ -30,8 +30,9 @@ Sections = dict[str, dict[str, Any]]
 
 
 def methods() -> dict[str, Sections]:
-    return {name: {"adapter": section_of(name).model_dump(exclude_unset=True)}
-            for name, row in METHODS.items() if not row.why_not_sharded}
+    smaller: dict[str, Any] = {"shira": {"rank": 8}}  # than the narrow base's layers
+    return {name: {"adapter": section_of(name, **smaller.get(name, {})).model_dump(
+        exclude_unset=True)} for name, row in METHODS.items() if not row.why_not_sharded}
 
 
 def lora(base: str = "llama", model: dict[str, Any] | None = None,
@@ -65,8 +66,9 @@ VARIANTS: dict[str, Sections] = {
     "router too": lora("qwen3_moe", experts="each", router=True, rank_per_expert=True),
     "each expert, mixtral": lora("mixtral", experts="each"),
     "experts share, mixtral": lora("mixtral", experts="shared"),
-    **{f"start {init}": lora(init=init, init_rows=4) for init in (
-        "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "eva", "corda", "lora_ga")},
+    **{f"start {init}": lora(init=init) for init in (
+        "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora")},
+    **{f"start {init}": lora(init=init, init_rows=4) for init in ("eva", "corda", "lora_ga")},
     "loftq on nf4": lora(model=NF4, init="loftq"), "pissa on nf4": lora(model=NF4, init="pissa"),
     "nf4": lora(model=NF4), "nf4, quantised once": lora(model=NF4_SINGLE),
     "fp4": lora(model=FP4), "fp4, quantised once": lora(model=FP4_SINGLE),

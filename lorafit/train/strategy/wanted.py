@@ -10,6 +10,12 @@ from lorafit.recipe.schema import Recipe
 KEY = "--strategy"
 NAMES = ("auto", "ddp", "fsdp", "hsdp")
 _SHARDED_QUANTIZATION = ("none", "nf4", "fp4")
+_OTHER_ENGINES = {
+    "DEEPSPEED": "configure accelerate for several GPUs alone, and use --strategy fsdp in place of "
+                 "ZeRO-3, with --cpu-offload in place of its offloading; ddp keeps no more than "
+                 "ZeRO-2 would beside the frozen base",
+    "MEGATRON_LM": "unset it, or configure accelerate for FSDP or for several GPUs alone",
+}
 
 
 @dataclass(frozen=True)
@@ -45,10 +51,9 @@ def with_environment(wanted: Wanted) -> Wanted:
 
     Taken out of the environment, because lorafit shards the model itself.
     """
-    for name in ("DEEPSPEED", "MEGATRON_LM"):
+    for name, remedy in _OTHER_ENGINES.items():
         if _is_set(f"ACCELERATE_USE_{name}"):
-            raise UserError(f"{name} is not supported", f"ACCELERATE_USE_{name}",
-                            "unset it, or configure accelerate for FSDP or for several GPUs alone")
+            raise UserError(f"{name} is not supported", f"ACCELERATE_USE_{name}", remedy)
     if not _is_set("ACCELERATE_USE_FSDP"):
         return wanted
     os.environ["ACCELERATE_USE_FSDP"] = "false"
