@@ -276,7 +276,7 @@ def _spent(job: Job) -> tuple[float, float]:
     """Seconds of waiting for data and of communication, on this rank and so far."""
     strategy = job.strategy
     return (strategy.standing.seconds[Kind.DATA],
-            strategy.standing.communicated_s(strategy.device) + strategy.seconds_communicating)
+            strategy.standing.communicated_s(strategy.device))
 
 
 def _figures(job: Job, before: tuple[float, float]) -> tuple[float, ...]:

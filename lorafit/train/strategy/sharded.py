@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lorafit.model.parts import local_part
 from lorafit.train.strategy.replicated import Replicated
+from lorafit.train.strategy.told_collectives import ToldAllGather, ToldReduceScatter
 
 Answer = TypeVar("Answer")
 
@@ -60,6 +61,9 @@ class Sharded(Replicated):
             sharded: Any = group
             sharded.set_gradient_divide_factor(1.0)  # sums, divided once by the step's tokens
             sharded.set_force_sum_reduction_for_comms(True)
+            if hasattr(sharded, "set_custom_all_gather"):
+                sharded.set_custom_all_gather(ToldAllGather(lambda: self.standing))
+                sharded.set_custom_reduce_scatter(ToldReduceScatter(lambda: self.standing))
         register_fsdp_forward_method(module, "call")
 
     @contextmanager

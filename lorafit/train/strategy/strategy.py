@@ -17,7 +17,7 @@ class Strategy:
 
     device: where this rank computes. rank of ranks: its number in the job. Micro-batches of a step
     are dealt out to `shares` groups of ranks, and this rank computes those of number `share`.
-    seconds_communicating: within passes, where it delayed them. standing: what this rank is at.
+    standing: what this rank is at.
     in_lockstep: whether ranks meet within every forward and backward pass, so that none of them can
     compute anything alone or one micro-batch more than the others.
     """
@@ -26,7 +26,6 @@ class Strategy:
     in_lockstep = False
     rank, ranks = 0, 1
     share, shares = 0, 1
-    seconds_communicating = 0.0
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
