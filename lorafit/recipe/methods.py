@@ -244,6 +244,7 @@ METHODS: Mapping[str, Method] = MappingProxyType({
         "rank=r alpha=shadow_alpha dropout=shadow_dropout", where="layers", saves_modules=False,
         defaults={"rank": 8, "alpha": 0.1, "dropout": 0.2}, quantized=BITSANDBYTES,
         calls_layers=True,
+        why_not_sharded="it computes with weights of layers outside of those layers' own pass",
         unused={"auxiliary_loss_weight": "the loss is that of the adapted model alone"},
         why_not_merged="it computes beside the layers, not in their weights",
     ),

@@ -30,7 +30,8 @@ Sections = dict[str, dict[str, Any]]
 
 
 def methods() -> dict[str, Sections]:
-    smaller: dict[str, Any] = {"shira": {"rank": 8}}  # than the narrow base's layers
+    smaller: dict[str, Any] = {  # than the narrow base's layers
+        "shira": {"rank": 8}, "waveft": {"options": {"n_frequency": 100}}}
     return {name: {"adapter": section_of(name, **smaller.get(name, {})).model_dump(
         exclude_unset=True)} for name, row in METHODS.items() if not row.why_not_sharded}
 
