@@ -213,7 +213,8 @@ def test_some_methods_and_variants(folder):
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_method(folder):
-    assert problems(installed([name for name in methods() if name not in SHORT + OPEN]), folder) == {}
+    names = [name for name in methods() if name not in SHORT + OPEN]
+    assert problems(installed(names), folder) == {}
 
 
 @pytest.mark.long
