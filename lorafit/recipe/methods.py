@@ -105,6 +105,7 @@ _PROMPT = "its virtual tokens are no weight of the base"
 _SEEN = "its virtual tokens are seen from the first step on"
 _BEFORE_A_ROW = "its tokens stand before a row, and only the first sequence would have them"
 _KEYS_GIVEN = "recomputing a layer would add its keys and values a second time"
+_SHARED = "its layers share trained weights, which belong to no layer alone"
 _PACKED = "it takes a layer's size from the stored weights, which 4 bits pack into another shape"
 
 METHODS: Mapping[str, Method] = MappingProxyType({
@@ -202,7 +203,8 @@ METHODS: Mapping[str, Method] = MappingProxyType({
                   quantized=BITSANDBYTES),
     "oft": _peft("OFTConfig", "Orthogonal rotation of blocks (arXiv 2306.07280)", "bias",
                  quantized=BITSANDBYTES),
-    "osf": _peft("OSFConfig", "All but each weight's main singular directions (arXiv 2504.07097)"),
+    "osf": _peft("OSFConfig", "All but each weight's main singular directions (arXiv 2504.07097)",
+                 why_not_sharded="its gradients are projected, which takes whole matrices"),
     "p_tuning": _peft(
         "PromptEncoderConfig", "Virtual tokens from a small network (arXiv 2103.10385)",
         where="prompt", preset={"num_virtual_tokens": 20}, quantized=BITSANDBYTES,
@@ -244,6 +246,7 @@ METHODS: Mapping[str, Method] = MappingProxyType({
         "rank=r alpha=shadow_alpha dropout=shadow_dropout", where="layers", saves_modules=False,
         defaults={"rank": 8, "alpha": 0.1, "dropout": 0.2}, quantized=BITSANDBYTES,
         calls_layers=True,
+        why_not_sharded="it computes with weights of layers outside of those layers' own pass",
         unused={"auxiliary_loss_weight": "the loss is that of the adapted model alone"},
         why_not_merged="it computes beside the layers, not in their weights",
     ),
@@ -253,18 +256,20 @@ METHODS: Mapping[str, Method] = MappingProxyType({
                           "(arXiv 2607.09287)"),
     "tinylora": _peft("TinyLoraConfig", "A handful of parameters in fixed random bases "
                       "(arXiv 2602.04118)", "rank=r dropout=tinylora_dropout bias",
-                      defaults={"rank": 2}),
+                      defaults={"rank": 2}, why_not_sharded=_SHARED),
     "trainable_tokens": _peft(
         "TrainableTokensConfig", "Embeddings of chosen tokens", where="embeddings",
         quantized=BITSANDBYTES, saves_modules=False, needs_option="token_indices",
     ),
     "unilora": _peft("UniLoraConfig", "One short vector for all of LoRA (arXiv 2506.00799)",
                      "rank=r dropout=unilora_dropout bias", defaults={"rank": 4},
+                     why_not_sharded=_SHARED,
                      starts_elsewhere="its vector starts at random; at zero it would stay there",
                      why_not_quantized="its scales would be rounded to whole numbers, as the "
                      "weights are stored, and so to 0: nothing would be trained"),
     "vblora": _peft("VBLoRAConfig", "LoRA from a shared bank of vectors (arXiv 2405.15179)",
                     "rank=r dropout=vblora_dropout bias", defaults={"rank": 4},
+                    why_not_sharded=_SHARED,
                     starts_elsewhere="its bank starts at random; at zero it would stay there",
                     quantized=BITSANDBYTES),
     "vera": _peft("VeraConfig", "Shared random matrices, trained scales (arXiv 2310.11454)",

@@ -107,13 +107,15 @@ class Sharded(Replicated):
     def whole(self, model: nn.Module) -> Iterator[None]:
         self._root.reshard()  # here on all ranks, or state_dict does it on the one that saves
         replaced = []
-        for module in model.modules():
+        for path, module in model.named_modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                if parameter.requires_grad:
+                # Frozen weights of the adapter (A of LoRA-FA) stand in its file too.
+                if parameter.requires_grad or "default" in (*path.split("."), name):
                     gathered = self.whole_tensor(parameter.detach())
                     if self.is_main:
                         replaced.append((module, name, parameter))
-                        module._parameters[name] = nn.Parameter(gathered.cpu())
+                        module._parameters[name] = nn.Parameter(
+                            gathered.cpu(), requires_grad=parameter.requires_grad)
         try:
             yield
         finally:
