@@ -289,6 +289,7 @@ METHODS: Mapping[str, Method] = MappingProxyType({
         "r input columns of each weight itself (arXiv 2503.01905)",
         fields={"rank": "rank"}, defaults={"rank": 16, "target_modules": "all-linear"},
         quantized=BITSANDBYTES,
+        why_not_sharded="it writes into weights that are gathered anew for every pass",
     ),
     "full": Method(
         "The weights themselves: all of them, or those of some layers",
