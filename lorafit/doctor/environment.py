@@ -216,7 +216,7 @@ VARIABLES = (
     Variable("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "not taken from here: lorafit accumulates "
              "by itself"),
     Variable("ACCELERATE_USE_FSDP", "taken as --strategy fsdp where there are several ranks"),
-    Variable("ACCELERATE_USE_(DEEPSPEED|MEGATRON_LM)", "", _always(
+    Variable("ACCELERATE_USE_(DEEPSPEED|MEGATRON_LM|PARALLELISM_CONFIG)", "", _always(
         "is refused by lorafit train", "unset it"), is_fatal=True),
     Variable("FSDP_OFFLOAD_PARAMS", "with ACCELERATE_USE_FSDP, taken as --cpu-offload"),
     Variable("FSDP_.*", "settings of accelerate's own sharding, which lorafit does not use"),

@@ -17,17 +17,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorafit.kernels.ulysses import Slice, ulysses_attention
+
 
 @dataclass(frozen=True)
 class Documents:
     """Where the documents of a row end.
 
     lengths: in tokens. bounds: (documents + 1,) int32 on the device of the row, from 0 to T; None
-    where only lengths are used.
+    where only lengths are used. own: what this rank holds of the row; None for all of it.
     """
 
     lengths: tuple[int, ...]
     bounds: Tensor | None = None
+    own: Slice | None = None
 
     @property
     def longest(self) -> int:
@@ -48,8 +51,13 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents, *,
     """(1, T, Q, D) from q (1, Q, T, D) and k, v (1, K, T, D).
 
     scale: of the scores, 1/√D if left out. window: a token sees itself and at most window − 1
-    before it.
+    before it. Where ranks hold slices of the row (`documents.own`), T is a slice's on both sides,
+    and all of them call this together.
     """
+    if documents.own is not None:
+        whole = replace(documents, own=None)
+        return ulysses_attention(q, k, v, documents.own, lambda q, k, v: packed_attention(
+            q, k, v, whole, scale=scale, window=window, dropout=dropout))
     if documents.bounds is not None and dropout == 0 and takes_bounds(q):
         return _by_bounds(q, k, v, documents.bounds, documents.longest, scale, window)
     each = (torch.split_with_sizes(t, list(documents.lengths), 2) for t in (q, k, v))

@@ -94,17 +94,18 @@ def _problems(options: Options) -> list[Problem]:
     return problems
 
 
-def settle(options: Options, gpus: int, batch_size: int) -> Request:
+def settle(options: Options, gpus: int, batch_size: int, sharing: int = 1) -> Request:
     """The request that options stand for on a machine with so many GPUs.
 
-    UserError for more ranks than there are devices, or rows in a batch.
+    sharing: how many ranks share the tokens of each row. UserError for more ranks than there are
+    devices, or groups of them than rows in a batch.
     """
     nodes = options.nodes or 1
-    processes = options.processes or max(1, gpus)
+    processes = options.processes or gpus or sharing
     if 0 < gpus < processes:
         raise UserError(f"{processes} processes for {gpus} GPUs", "--num-processes",
                         f"use at most {gpus}")
-    if processes * nodes > batch_size:
+    if processes * nodes // sharing > batch_size:
         several = f" on each of {nodes} machines" if nodes > 1 else ""
         raise UserError(f"{processes} processes{several} for a batch of {batch_size}",
                         "training.batch_size", "raise it, or use --num-processes")
@@ -116,7 +117,7 @@ def settle(options: Options, gpus: int, batch_size: int) -> Request:
                    options.timeout_s or TIMEOUT_S, options.restarts)
 
 
-def check_rank(rank: Rank, gpus: int, local_world: int, batch_size: int) -> None:
+def check_rank(rank: Rank, gpus: int, local_world: int, batch_size: int, sharing: int = 1) -> None:
     """What `settle` refuses, for a rank that another launcher started.
 
     Slurm may show each task a GPU of its own, so that there nothing can be told from their number.
@@ -124,6 +125,6 @@ def check_rank(rank: Rank, gpus: int, local_world: int, batch_size: int) -> None
     if 0 < gpus < local_world and "Slurm" not in rank.by:
         raise UserError(f"{local_world} processes on this machine for {gpus} GPUs",
                         "LOCAL_WORLD_SIZE", f"start at most {gpus}")
-    if rank.world > batch_size:
+    if rank.world // sharing > batch_size:
         raise UserError(f"{rank.world} processes for a batch of {batch_size}",
                         "training.batch_size", "raise it, or start fewer processes")

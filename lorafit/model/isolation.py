@@ -134,11 +134,19 @@ def measure_crossing(model: Any, *, flat: bool) -> Crossing:
         return Crossing(float("inf"), float("inf"))
     finally:
         model.train(was_training)
-    is_int8 = getattr(model, "is_loaded_in_8bit", False)
-    is_exact = model.dtype == torch.float32 and not is_int8
     return Crossing(_difference(exchanged, beside), _difference(beside, alone),
-                    INT8_INFLUENCE_LIMIT if is_int8 else INFLUENCE_LIMIT,
-                    FLOAT32_ERROR_LIMIT if is_exact else ERROR_LIMIT)
+                    INT8_INFLUENCE_LIMIT if _is_int8(model) else INFLUENCE_LIMIT,
+                    error_limit(model))
+
+
+def error_limit(model: Any) -> float:
+    """The largest relative difference of logits that rounding explains."""
+    is_exact = model.dtype == torch.float32 and not _is_int8(model)
+    return FLOAT32_ERROR_LIMIT if is_exact else ERROR_LIMIT
+
+
+def _is_int8(model: Any) -> bool:
+    return bool(getattr(model, "is_loaded_in_8bit", False))
 
 
 def _logits_in_rows(model: Any, before: list[Tensor], watched: list[Tensor],

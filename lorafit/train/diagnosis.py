@@ -16,6 +16,7 @@ from lorafit.data.feed import StepExamples
 from lorafit.data.packing import Layout, MicroBatch
 from lorafit.model.parts import local_part
 from lorafit.train.step import stream_seed
+from lorafit.train.strategy.strategy import Strategy
 
 _NAMED = 3
 
@@ -25,12 +26,12 @@ class Suspect:
     """What looks into the micro-batches of a step. module: the summed loss, not wrapped. adapted:
     the model in it. position: of micro-batch k among all ranks'."""
 
+    strategy: Strategy
     module: nn.Module
     adapted: nn.Module
     examples: StepExamples
     layout: Layout
     pad_id: int
-    device: torch.device
     seed: int
     step: int
     position: Callable[[int], int]
@@ -40,7 +41,8 @@ class Suspect:
         such a loss."""
         found: list[str] = []
         for k, batch in enumerate(batches):
-            torch.manual_seed(stream_seed(self.seed, self.step, self.position(k)))
+            torch.manual_seed(stream_seed(self.seed, self.step, self.position(k),
+                                          self.strategy.part))
             layer, loss = self._first_layer(batch)
             if layer is not None:
                 found.append(f"first in the output of {layer}")
@@ -69,7 +71,7 @@ class Suspect:
         with torch.no_grad():
             for i in numbers:
                 batch = collate(self.examples.tokens, MicroBatch(((i,),)), self.layout, self.pad_id)
-                loss = float(self.module(**batch.to(self.device).inputs))
+                loss = float(self._loss(self.strategy.mine(batch)))
                 found.append((str(self.examples.place(i)), loss / (batch.loss_weight or 1.0)))
         self.module.train(was_training)
         return found
@@ -82,11 +84,19 @@ class Suspect:
                 hooks.append(module.register_forward_hook(_watch(name, found)))
         try:
             with torch.no_grad():
-                loss = self.module(**batch.to(self.device).inputs)
+                loss = self._loss(batch)
         finally:
             for hook in hooks:
                 hook.remove()
+        if self.strategy.own is not None:  # the first layer of any rank's slice, on all of them
+            order = {name: i for i, (name, _) in enumerate(self.adapted.named_modules())}
+            found = sorted(self.strategy.all_of(found), key=order.__getitem__)
         return (found[0] if found else None), loss
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Of a micro-batch, of which `batch` is what this rank computes."""
+        loss: Tensor = self.module(**batch.to(self.strategy.device).inputs)
+        return self.strategy.sum_slices(loss.detach())
 
     def _weights(self, what: str, tensor: Callable[[nn.Parameter], Tensor | None]) -> list[str]:
         names = [name for name, p in self.adapted.named_parameters() if p.requires_grad

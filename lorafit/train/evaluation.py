@@ -51,7 +51,7 @@ def held_out_loss(strategy: Strategy, module: nn.Module, data: HeldOut, layout: 
             pieces = fit.pieces([part])
             pieces += [MicroBatch()] * (passes - len(pieces))
             try:
-                return _of_pieces(module, data, pieces, layout, pad_id, device)
+                return _of_pieces(strategy, module, data, pieces, layout, pad_id)
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
@@ -79,12 +79,13 @@ def held_out_loss(strategy: Strategy, module: nn.Module, data: HeldOut, layout: 
     return float(loss / (weight or 1.0))
 
 
-def _of_pieces(module: nn.Module, data: HeldOut, pieces: Sequence[MicroBatch], layout: Layout,
-               pad_id: int, device: torch.device) -> Tensor:
+def _of_pieces(strategy: Strategy, module: nn.Module, data: HeldOut,
+               pieces: Sequence[MicroBatch], layout: Layout, pad_id: int) -> Tensor:
+    device = strategy.device
     wide = torch.float32 if device.type == "mps" else torch.float64
     totals = torch.zeros(2, dtype=wide, device=device)
     for piece in pieces:
-        batch = collate(data.tokens, piece, layout, pad_id)
+        batch = strategy.mine(collate(data.tokens, piece, layout, pad_id))
         totals[0] += module(**batch.to(device).inputs)
         totals[1] += batch.loss_weight
     return totals

@@ -215,7 +215,8 @@ def _batches(job: Job, examples: StepExamples, parts: Sequence[MicroBatch],
     """The micro-batches as tensors, with empty ones behind them up to a number of `passes`."""
     pieces = job.fit.pieces(parts)
     pieces += [MicroBatch()] * (passes - len(pieces))
-    batches = [collate(examples.tokens, part, job.layout, job.pad_id) for part in pieces]
+    batches = [job.strategy.mine(collate(examples.tokens, part, job.layout, job.pad_id))
+               for part in pieces]
     if job.strategy.device.type == "cuda":
         batches = [batch.pinned() for batch in batches]
     return batches
@@ -239,8 +240,8 @@ def _again_or_end(job: Job, step: int, where: str, most: int) -> None:
     if not job.strategy.in_lockstep:
         return
     _keep_memory(job, step)
-    raise MachineError(f"rank {job.strategy.rank} is out of memory in {where}; ranks that share a "
-                       f"base cannot compute it again\n    with --resume (or --restarts) "
+    raise MachineError(f"rank {job.strategy.rank} is out of memory in {where}; ranks that "
+                       f"compute together cannot take it again\n    with --resume (or --restarts) "
                        f"micro-batches are cut to {most} row{'s' if most > 1 else ''}; the last "
                        "checkpoint is intact")
 
@@ -346,8 +347,8 @@ def _suspect(job: Job, work: _Work, step: int) -> Suspect:
     shares, share = job.strategy.shares, job.strategy.share
     if job.strategy.in_lockstep:
         shares, share = 1, 0
-    return Suspect(job.module, job.adapted, work.examples, job.layout, job.pad_id,
-                   job.strategy.device, job.training.seed, step, lambda k: k * shares + share)
+    return Suspect(job.strategy, job.module, job.adapted, work.examples, job.layout, job.pad_id,
+                   job.training.seed, step, lambda k: k * shares + share)
 
 
 def evaluate(job: Job, progress: Progress) -> tuple[bool, Wish]:
@@ -403,8 +404,8 @@ def _bad_rows(job: Job) -> str:
     data = job.held_out
     assert data is not None
     examples = StepExamples(data.lengths, data.tokens, data.place)
-    suspect = Suspect(job.module, job.adapted, examples, job.layout, job.pad_id,
-                      job.strategy.device, 0, 0, lambda k: k)
+    suspect = Suspect(job.strategy, job.module, job.adapted, examples, job.layout, job.pad_id,
+                      0, 0, lambda k: k)
     looked = min(len(data), MAX_HELD_OUT_LOOKED_THROUGH)
     bad = [place for place, loss in suspect.rows(range(looked)) if not math.isfinite(loss)]
     return f"in {several(bad)}" if bad else f"none of the first {looked} rows alone"

@@ -21,8 +21,9 @@ from lorafit.run_dir import RunDir, read_json
 # RuntimeErrors of allocators that have no class of their own, in lower case.
 _SAID = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory",
          "cublas_status_alloc_failed", "failed to allocate")
-_REMEDY = ("set training.activation_checkpointing=full, quantise the base (model.quantization=nf4) "
-           "or shorten the rows (data.max_length_tokens)")
+_REMEDY = ("set training.activation_checkpointing=full, quantise the base "
+           "(model.quantization=nf4), shorten the rows (data.max_length_tokens) or let several "
+           "devices share one (--context-parallel)")
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ from lorafit.errors import UserError
 from lorafit.model import base as bases
 from lorafit.model.adapters.add import refuse_misfit
 from lorafit.model.adapters.starts import Samples
+from lorafit.model.context import refuse_heads, refuse_layout
 from lorafit.model.device import find_device
 from lorafit.model.inventory import has_decoder_layers
 from lorafit.model.offload import refuse_offloading
@@ -64,17 +65,20 @@ class Prepared:
                        decisions=[changed.get(d.key, d) for d in self.decisions])
 
 
-def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = None,
-            shared: SharedBlocks | None = None,
+def prepare(recipe: Recipe, shares: int, *, slices: int = 1,
+            feed_state: dict[str, Any] | None = None, shared: SharedBlocks | None = None,
             watch: Callable[[str, int], None] = lambda source, rows: None) -> Prepared:
     """Read and tokenise the data and decide everything that is left open.
 
-    `feed_state` is where a resumed run's stream goes on, `shared` where its blocks lie; `watch` is
-    told how many rows of a source are tokenised. UserError for whatever is wrong with the data, the
-    base's configuration or the adapter.
+    Micro-batches are dealt to `shares` ranks, or groups of `slices` ranks that share the tokens of
+    each row. `feed_state` is where a resumed run's stream goes on, `shared` where its blocks lie;
+    `watch` is told how many rows of a source are tokenised. UserError for whatever is wrong with
+    the data, the base's configuration or the adapter.
     """
     training, data = recipe.training, recipe.data
     config = bases.load_config(recipe.model)
+    if slices > 1:
+        refuse_heads(config, slices)
     stored = stored_as(config)
     shapes = bases.meta_model(config, trust_remote_code=recipe.model.trust_remote_code)
     refuse_misfit_on_stored(recipe.adapter, stored, shapes)
@@ -101,6 +105,8 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
 
     text_config = config.get_text_config()
     dtype = auto.dtype(recipe.model.dtype, facts)
+    if slices > 1:  # lorafit's own attention, which on a GPU is torch's FlashAttention
+        facts = replace(facts, has_flash_attention=False)
     attention = auto.attention(recipe.model.attention, facts, dtype.value,
                                bases.supports_sdpa(config))
     batching = auto.batching(training.batching, attention.value,
@@ -109,7 +115,9 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
                              keeps_rows_apart=not recipe.adapter.row.why_not_packed)
     rate = auto.learning_rate(training.learning_rate, text_config.model_type,
                               getattr(text_config, "hidden_size", None), recipe.adapter.method)
-    micro = micro_batch_size(recipe, batching.value, report, longest, ranks, config)
+    if slices > 1:
+        refuse_layout(config, slices, attention, batching, longest)
+    micro = micro_batch_size(recipe, batching.value, report, longest, shares, config, slices)
     rows: int | None = None
     feed: Feed
     if train_data is None:
@@ -133,22 +141,23 @@ def prepare(recipe: Recipe, ranks: int, *, feed_state: dict[str, Any] | None = N
 
 
 def micro_batch_size(recipe: Recipe, batching: str, report: Report, longest_tokens: int,
-                      ranks: int, config: Any) -> Decision:
+                     shares: int, config: Any, slices: int = 1) -> Decision:
+    """How many rows are computed at once, by what a rank computes of each: its slice."""
     _, facts = find_device()
     tokens_a_row = auto.row_tokens(batching, longest_tokens, report.tokens / report.rows_used,
                                    recipe.data.max_length_tokens, facts)
     training, sizes = recipe.training, config.get_text_config()
-    return auto.micro_batch_size(training.micro_batch_size, training.batch_size, ranks,
-                                 tokens_a_row, sizes.vocab_size,
+    return auto.micro_batch_size(training.micro_batch_size, training.batch_size, shares,
+                                 -(-tokens_a_row // slices), sizes.vocab_size,
                                  getattr(sizes, "hidden_size", None), facts)
 
 
-def most_tokens(prepared: Prepared, recipe: Recipe) -> int:
-    """Tokens of the largest micro-batch that there can be."""
+def most_tokens(prepared: Prepared, recipe: Recipe, slices: int = 1) -> int:
+    """Tokens that a rank computes of the largest micro-batch that there can be."""
     longest = prepared.longest_tokens
     if recipe.data.streaming or prepared.decided("training.batching") == "packed":
         longest = recipe.data.max_length_tokens
-    return prepared.plan.micro_batch_size * longest
+    return -(-prepared.plan.micro_batch_size * longest // slices)
 
 
 def first_rows(prepared: Prepared, recipe: Recipe) -> Samples:

@@ -42,7 +42,7 @@ def rehearse(strategy: Strategy, module: nn.Module, parameters: Sequence[nn.Para
     largest = [max(parts, key=lambda part: part.computed_tokens(examples.lengths))]
     held = [torch.empty_like(p, dtype=torch.float32) for p in parameters for _ in range(2)]
     while True:
-        [batch, *_] = [collate(examples.tokens, part, layout, pad_id)
+        [batch, *_] = [strategy.mine(collate(examples.tokens, part, layout, pad_id))
                        for part in fit.pieces(largest)]
         loss = backward(strategy, module, [batch], 0, seed, may_fail=True)
         for p in parameters:

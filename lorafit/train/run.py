@@ -24,6 +24,7 @@ from lorafit.model.adapters.facts import describe
 from lorafit.model.adapters.files import restore_adapter
 from lorafit.model.adapters.step_rule import step_rule
 from lorafit.model.base_identity import base_digest
+from lorafit.model.context import prove_slices
 from lorafit.model.device import device_memory_bytes, find_device
 from lorafit.model.fast.speed_up import FastPath, speed_up
 from lorafit.model.inventory import decoder_layers
@@ -81,7 +82,7 @@ from lorafit.train.signals import StopRequest
 from lorafit.train.standing import WRITING, Kind, Standing
 from lorafit.train.strategy.choose import choose
 from lorafit.train.strategy.strategy import Strategy
-from lorafit.train.strategy.wanted import AUTO, Wanted, with_environment
+from lorafit.train.strategy.wanted import AUTO, Wanted, refuse_ranks, with_environment
 from lorafit.train.watch import Watch
 
 
@@ -209,11 +210,13 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
         standing.moved()
         display.rows_tokenised(source, rows)
 
+    slices = wanted.context_parallel
+    refuse_ranks(wanted, accelerator.num_processes, recipe.training.batch_size)
     shared = _blocks_of_machine(accelerator, held) if recipe.data.streaming else None
     standing.at(Kind.LOADING, "reading data")
-    prepared = prepare(recipe, accelerator.num_processes, watch=rows_tokenised,
-                       feed_state=None if checkpoint is None else saved_progress(checkpoint).feed,
-                       shared=shared)
+    prepared = prepare(recipe, accelerator.num_processes // slices, slices=slices,
+                       watch=rows_tokenised, shared=shared,
+                       feed_state=None if checkpoint is None else saved_progress(checkpoint).feed)
     strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.stored,
                               prepared.is_layered)
     strategy.standing = standing
@@ -308,7 +311,7 @@ def _load(recipe: Recipe, run: RunDir, prepared: Prepared, strategy: Strategy,
     adapter = recipe.adapter
     base = bases.load_base(
         recipe.model, prepared.decided("model.dtype"), prepared.decided("model.attention"),
-        None if strategy.in_lockstep else prepared.device,
+        None if strategy.cuts_up else prepared.device,
         quantises_later=adapter.method == "lora" and not adapter.dora and not adapter.keeps_start)
     if recipe.training.activation_checkpointing == "full":
         recompute_activations(base)
@@ -332,21 +335,25 @@ def _settle(recipe: Recipe, prepared: Prepared, summed_loss: SummedLoss,
             strategy: Strategy) -> _Built:
     """How rows are laid out, what is computed fast and what again, by trying it on the model."""
     adapted: Any = summed_loss.model
+    slices = 1 if strategy.own is None else strategy.own.parts
     packing = settle_packing(adapted.get_base_model(), prepared.decision("training.batching"),
                              prepared.decided("model.attention"),
                              hands_documents_on=not recipe.adapter.row.calls_layers)
     if packing.batching.value != prepared.decided(packing.batching.key):
         prepared = prepared.laid_out(packing.batching, micro_batch_size(
             recipe, packing.batching.value, prepared.train, prepared.longest_tokens,
-            strategy.shares, prepared.config))
+            strategy.shares, prepared.config, slices))
+    proven = [] if strategy.own is None else [
+        prove_slices(adapted, packing, strategy.own, strategy.all_of)]
     fast = speed_up(adapted, strategy.at_hand)
     summed_loss.head = fast.head
     offloads = recipe.training.activation_offloading
     recomputation = settle_recomputation(
-        summed_loss, recipe.training.activation_checkpointing, most_tokens(prepared, recipe),
-        prepared.device, device_memory_bytes(prepared.device),
+        summed_loss, recipe.training.activation_checkpointing,
+        most_tokens(prepared, recipe, slices), prepared.device,
+        device_memory_bytes(prepared.device),
         may_run_layers_again=not recipe.adapter.row.why_not_recomputed, offloads=offloads)
-    decisions = [*prepared.decisions, *fast.decisions, recomputation,
+    decisions = [*proven, *prepared.decisions, *fast.decisions, recomputation,
                  *settle_offloading(adapted, offloads, prepared.device)]
     return _Built(prepared, packing, decisions, _on_copies(fast, recomputation))
 

@@ -143,7 +143,7 @@ def backward(strategy: Strategy, module: nn.Module, micro_batches: Sequence[Batc
             # Dropout depends on the step and the micro-batch's place in it alone: an interruption,
             # an evaluation in between or another number of ranks changes nothing.
             position = k * strategy.shares + strategy.share
-            torch.manual_seed(stream_seed(seed, step, position))
+            torch.manual_seed(stream_seed(seed, step, position, strategy.part))
             strategy.standing.at(Kind.COMPUTE, "forward and backward", k + 1, len(micro_batches))
             strategy.before_pass(module, is_last=k == len(micro_batches) - 1)
             loss = module(**batch.to(device).inputs)
@@ -167,7 +167,8 @@ def _largest(parameters: Sequence[nn.Parameter]) -> Tensor:
     return torch.stack([norm.float() for norm in norms]).sum()
 
 
-def stream_seed(seed: int, step: int, position: int) -> int:
-    """A seed for the random numbers of one micro-batch, unrelated to its neighbours'."""
-    text = f"{seed}/{step}/{position}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "little")
+def stream_seed(seed: int, step: int, position: int, part: int = 0) -> int:
+    """A seed for the random numbers of one micro-batch, or of a slice of its tokens, unrelated to
+    its neighbours'."""
+    text = f"{seed}/{step}/{position}" + (f"/{part}" if part else "")
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")

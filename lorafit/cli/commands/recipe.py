@@ -34,6 +34,10 @@ def train(
     cpu_offload: Annotated[bool, typer.Option(
         "--cpu-offload", help="Keep the parts of a sharded base in the host's memory while they "
         "are not computed with: slow, for what fits no other way.")] = False,
+    context_parallel: Annotated[int, typer.Option(
+        "--context-parallel", min=1, metavar="N",
+        help="N ranks share the tokens of each row, for rows that are longer than one device "
+        "holds.")] = 1,
     nodes: Annotated[int | None, typer.Option(
         "--nodes", min=1, show_default=False,
         help="Machines to train on: the same command on each, with its own --node-rank.")] = None,
@@ -71,7 +75,8 @@ def train(
     verbs.train(recipe_path, overrides or [], resume=resume, or_start=or_start,
                 stop_after_s=None if stop_after is None else duration_s(stop_after, "--stop-after"),
                 options=Options(processes, nodes, node_rank, rendezvous, timeout_s, restarts),
-                strategy=strategy, cpu_offload=cpu_offload, smoke=smoke, started_s=STARTED_S,
+                strategy=strategy, cpu_offload=cpu_offload, context_parallel=context_parallel,
+                smoke=smoke, started_s=STARTED_S,
                 rank_timeout_s=duration_s(rank_timeout, "--rank-timeout"))
 
 

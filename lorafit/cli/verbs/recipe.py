@@ -30,12 +30,12 @@ from lorafit.recipe.schema import Model, Recipe
 from lorafit.recipe.starter import starter_recipe
 from lorafit.run_dir import RunDir, refuse_target, write_text
 from lorafit.train.signals import StopRequest, listening
-from lorafit.train.strategy.wanted import AUTO, Wanted, refuse_misfit
+from lorafit.train.strategy.wanted import AUTO, Wanted, refuse_misfit, refuse_ranks
 
 
 def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bool,
           stop_after_s: float | None, options: requests.Options, strategy: str, cpu_offload: bool,
-          smoke: bool, started_s: float, rank_timeout_s: float) -> None:
+          context_parallel: int, smoke: bool, started_s: float, rank_timeout_s: float) -> None:
     rank = ranks.recognise()
     # From here on: while libraries are loaded, a signal ends the process with the documented code.
     with listening(_deadline_s(stop_after_s, started_s), is_rank=rank is not None) as stop:
@@ -44,7 +44,7 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bo
         elif not rank.is_own:
             requests.refuse_beside_launcher(options, rank)
         recipe = load_recipe(recipe_path, overrides)
-        wanted = Wanted(strategy, cpu_offload)
+        wanted = Wanted(strategy, cpu_offload, context_parallel)
         refuse_misfit(wanted, recipe)
         if smoke:
             refuse_beside("--smoke", "runs in one process", dict.fromkeys(options.given(), True))
@@ -63,7 +63,10 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bo
             ranks.quiet_sockets()
             from lorafit.model.device import gpu_count
 
-            request = requests.settle(options, gpu_count(), recipe.training.batch_size)
+            batch_size = recipe.training.batch_size
+            request = requests.settle(options, gpu_count(), batch_size, context_parallel)
+            if request.nodes == 1:  # of several, the ranks count themselves
+                refuse_ranks(wanted, request.processes, batch_size)
             if request.processes * request.nodes == 1 and not request.restarts:
                 _train_here(recipe, resume or or_start, or_start, stop, started_s, wanted)
                 return
@@ -85,7 +88,7 @@ def _train_as_rank(recipe: Recipe, rank: ranks.Rank, resume: bool, or_start: boo
         from lorafit.model.device import gpu_count
 
         requests.check_rank(rank, gpu_count(), int(os.environ["LOCAL_WORLD_SIZE"]),
-                            recipe.training.batch_size)
+                            recipe.training.batch_size, wanted.context_parallel)
         if ranks.is_main_rank():
             print(rank, flush=True)
     _train_here(recipe, resume or or_start, or_start, stop, started_s, wanted, rank_timeout_s)
@@ -118,7 +121,7 @@ def check(recipe_path: Path, overrides: list[str]) -> None:
     from lorafit.train.prepare import prepare
     from lorafit.train.record import Record
 
-    prepared = prepare(recipe, ranks=1, watch=make_display(True).rows_tokenised)
+    prepared = prepare(recipe, shares=1, watch=make_display(True).rows_tokenised)
     model = meta_model(prepared.config, trust_remote_code=recipe.model.trust_remote_code)
     facts = None if recipe.adapter.row.needs_weights else describe(
         add_adapter(model, recipe.adapter, recipe.training.seed, recipe.model.base))

@@ -33,7 +33,7 @@ def choose(wanted: Wanted, recipe: Recipe, accelerator: Any, base_bytes: int,
     setting = "fsdp" if wanted.cpu_offload and wanted.strategy == "auto" else wanted.strategy
     decision = auto.strategy(setting, ranks, neighbours, base_bytes, memory, reason)
     if decision.value == "ddp":
-        return Replicated(accelerator), decision
+        return Replicated(accelerator, slices=wanted.context_parallel), decision
     if reason is not None:
         raise cannot_be_sharded(reason, decision.value)
     replicas = 1
@@ -42,5 +42,6 @@ def choose(wanted: Wanted, recipe: Recipe, accelerator: Any, base_bytes: int,
         if replicas == 1 or rest:
             raise UserError(f"{ranks} ranks are not several machines of {neighbours} each",
                             f"{KEY} hsdp", f"use {KEY} fsdp")
-    return Sharded(accelerator, offloads=wanted.cpu_offload, replicas=replicas), decision
+    return Sharded(accelerator, offloads=wanted.cpu_offload, replicas=replicas,
+                   slices=wanted.context_parallel), decision
 

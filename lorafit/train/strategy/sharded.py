@@ -27,9 +27,11 @@ class Sharded(Replicated):
     """
 
     in_lockstep = True
+    cuts_up = True
 
-    def __init__(self, accelerator: Any, *, offloads: bool = False, replicas: int = 1) -> None:
-        super().__init__(accelerator)
+    def __init__(self, accelerator: Any, *, offloads: bool = False, replicas: int = 1,
+                 slices: int = 1) -> None:
+        super().__init__(accelerator, slices=slices)
         self.name = "fsdp" if replicas == 1 else "hsdp"
         self._offloads, self._replicas = offloads, replicas
         self._root: Any = None

@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lorafit.data.batches import Batch
+from lorafit.data.slices import sliced
+from lorafit.kernels.ulysses import Slice
 from lorafit.train.standing import Standing
 
 Answer = TypeVar("Answer")
@@ -19,11 +22,15 @@ class Strategy:
     are dealt out to `shares` groups of ranks, and this rank computes those of number `share`.
     standing: what this rank is at.
     in_lockstep: whether ranks meet within every forward and backward pass, so that none of them can
-    compute anything alone or one micro-batch more than the others.
+    compute anything alone or one micro-batch more than the others. cuts_up: whether a rank holds
+    parts of the weights only. own: the slice of each micro-batch's tokens that this rank of its
+    group computes; None where a group is one rank.
     """
 
     name = "single"
     in_lockstep = False
+    cuts_up = False
+    own: Slice | None = None
     rank, ranks = 0, 1
     share, shares = 0, 1
 
@@ -35,6 +42,11 @@ class Strategy:
     def is_main(self) -> bool:
         """Whether this rank speaks and writes for the job."""
         return self.rank == 0
+
+    @property
+    def part(self) -> int:
+        """Number of the slice that this rank computes, in its group."""
+        return 0 if self.own is None else self.own.part
 
     def wait(self) -> None:
         """Until all ranks are here."""
@@ -51,6 +63,14 @@ class Strategy:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place of the tensor."""
         return tensor
+
+    def sum_slices(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks that compute slices of one micro-batch, in place of the tensor."""
+        return tensor
+
+    def mine(self, batch: Batch) -> Batch:
+        """What this rank computes of a micro-batch of its group."""
+        return batch if self.own is None else sliced(batch, self.own)
 
     def place(self, module: nn.Module, layers: Sequence[nn.Module]) -> None:
         """Put the weights of a model where they belong. module: what training calls; layers: the

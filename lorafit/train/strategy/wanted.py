@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorafit.errors import UserError
 from lorafit.recipe.schema import Recipe
 
 KEY = "--strategy"
+CONTEXT_KEY = "--context-parallel"
 NAMES = ("auto", "ddp", "fsdp", "hsdp")
 _SHARDED_QUANTIZATION = ("none", "nf4", "fp4")
 _OTHER_ENGINES = {
@@ -22,10 +23,11 @@ _OTHER_ENGINES = {
 class Wanted:
     """What the command line asks for. strategy: one of NAMES (hsdp: sharded within each machine).
     cpu_offload: keep the parts of a sharded base in the host's memory while they are not computed
-    with."""
+    with. context_parallel: how many ranks share the tokens of each row."""
 
     strategy: str = "auto"
     cpu_offload: bool = False
+    context_parallel: int = 1
 
 
 AUTO = Wanted()
@@ -43,6 +45,37 @@ def refuse_misfit(wanted: Wanted, recipe: Recipe) -> None:
     is_sharded = wanted.strategy in ("fsdp", "hsdp") or wanted.cpu_offload
     if is_sharded and (reason := why_not_sharded(recipe, None)) is not None:
         raise cannot_be_sharded(reason, wanted.strategy)
+    if wanted.context_parallel > 1:
+        _refuse_slices(recipe, f"{CONTEXT_KEY} {wanted.context_parallel}")
+
+
+def _refuse_slices(recipe: Recipe, where: str) -> None:
+    """UserError where a recipe asks for what cannot be computed in slices of rows."""
+    row = recipe.adapter.row
+    if recipe.training.batching == "padded":
+        raise UserError("padded rows cannot be cut into slices", where,
+                        "--set training.batching=padding_free, which trains the same")
+    if recipe.model.attention not in ("auto", "sdpa"):
+        raise UserError(f"model.attention: {recipe.model.attention} does not meet other ranks",
+                        where, "--set model.attention=sdpa: on GPUs that is torch's FlashAttention")
+    if row.why_not_packed or row.calls_layers:
+        reason = row.why_not_packed or "it calls layers itself, with whole rows"
+        raise UserError(f"adapter.method {recipe.adapter.method} cannot be computed in slices of "
+                        f"rows: {reason}", where, f"leave {CONTEXT_KEY} out")
+
+
+def refuse_ranks(wanted: Wanted, ranks: int, batch_size: int) -> None:
+    """UserError where so many ranks cannot share rows as wanted. batch_size: rows of a step."""
+    sharing = wanted.context_parallel
+    if ranks % sharing:
+        many = "1 process" if ranks == 1 else f"{ranks} processes"
+        raise UserError(
+            f"{many} cannot be divided into groups of {sharing}",
+            f"{CONTEXT_KEY} {sharing}",
+            f"use --num-processes {-(-ranks // sharing) * sharing}, or another {CONTEXT_KEY}")
+    if sharing > 1 and ranks // sharing > batch_size:
+        raise UserError(f"{ranks // sharing} groups of processes for a batch of {batch_size}",
+                        "training.batch_size", f"raise it, or use a larger {CONTEXT_KEY}")
 
 
 def with_environment(wanted: Wanted) -> Wanted:
@@ -54,12 +87,16 @@ def with_environment(wanted: Wanted) -> Wanted:
     for name, remedy in _OTHER_ENGINES.items():
         if _is_set(f"ACCELERATE_USE_{name}"):
             raise UserError(f"{name} is not supported", f"ACCELERATE_USE_{name}", remedy)
+    if _is_set("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        raise UserError("accelerate's parallelism is not used", "ACCELERATE_USE_PARALLELISM_CONFIG",
+                        f"unset it, and use {CONTEXT_KEY} N for context parallelism")
     if not _is_set("ACCELERATE_USE_FSDP"):
         return wanted
     os.environ["ACCELERATE_USE_FSDP"] = "false"
     if wanted.strategy != "auto" or os.environ.get("WORLD_SIZE", "1") == "1":
         return wanted
-    return Wanted("fsdp", wanted.cpu_offload or _is_set("FSDP_OFFLOAD_PARAMS"))
+    return replace(wanted, strategy="fsdp",
+                   cpu_offload=wanted.cpu_offload or _is_set("FSDP_OFFLOAD_PARAMS"))
 
 
 def _is_set(name: str) -> bool:
