@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _said(cell: Cell) -> str:
+    if cell.is_refused:
+        return "refused, as it must be"
     if cell.problem and not cell.moved:
         return f"FAILED: {cell.problem}"
     remark = f"  {cell.problem.upper()}" if cell.problem else ""
@@ -85,10 +87,17 @@ def _page(cells: dict[str, dict[str, Cell]], layouts: list[str]) -> str:
         f" more; losses differ by {max(cell.losses for cell in every):.1e} at most.", "",
         "| | " + " | ".join(layouts) + " |", "|---|" + "---|" * len(layouts)]
     for name, row in cells.items():
-        shown = [("failed" if not cell.moved else f"**{cell.weights:.0e}**") if cell.problem
-                 else f"{cell.weights:.0e}" for cell in (row[each] for each in layouts)]
+        shown = [_shown(row[layout]) for layout in layouts]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(cell: Cell) -> str:
+    if cell.is_refused:
+        return "refused"
+    if cell.problem:
+        return f"**{cell.weights:.0e}**" if cell.moved else "failed"
+    return f"{cell.weights:.0e}"
 
 
 if __name__ == "__main__":

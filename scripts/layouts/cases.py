@@ -11,11 +11,13 @@ Changes = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Feature:
-    """What a recipe asks for. base: the embedded one, or one of BASES. long: takes a while."""
+    """What a recipe asks for. base: the embedded one, or a shrunken one (`make_base`). is_padded:
+    rows are, which slices of rows are refused for."""
 
     name: str
     changes: Changes = field(default_factory=dict)
     base: str = "tiny"
+    is_padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,16 @@ class Layout:
     name: str
     legs: tuple[Leg, ...]
 
+    def is_refused(self, feature: Feature) -> bool:
+        return feature.is_padded and any("--context-parallel" in leg.options for leg in self.legs)
+
 
 DDP, FSDP = ("--strategy", "ddp"), ("--strategy", "fsdp")
+SLICED = ("--context-parallel", "2")
 
 FEATURES = (
-    Feature("padded, ragged rows", {"training": {"batching": "padded"}}),
+    Feature("padded, ragged rows", {"training": {"batching": "padded"}},
+            is_padded=True),
     Feature("padding-free", {"training": {"batching": "padding_free"}}),
     Feature("packed", {"training": {"batching": "packed", "micro_batch_size": 1}}),
     Feature("one row at a time", {"training": {"micro_batch_size": 1}}),
@@ -70,6 +77,8 @@ LAYOUTS = (
     Layout("FSDP2, 2", (Leg(2, FSDP),)),
     Layout("FSDP2, 4", (Leg(4, FSDP),)),
     Layout("FSDP2, 2, offloaded", (Leg(2, (*FSDP, "--cpu-offload")),)),
+    Layout("rows shared by 2", (Leg(2, (*DDP, *SLICED)),)),
+    Layout("FSDP2, 4, rows shared by 2", (Leg(4, (*FSDP, *SLICED)),)),
     Layout("DDP 2, then 1, then FSDP2 4", (Leg(2, DDP, 2), Leg(1, (), 4), Leg(4, FSDP))),
     Layout("FSDP2 2, then DDP 4, then 1", (Leg(2, FSDP, 2), Leg(4, DDP, 4), Leg(1))),
 )

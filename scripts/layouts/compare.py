@@ -20,11 +20,13 @@ ROWS = 48
 class Cell:
     """weights, losses: the largest differences from one process, of a trained weight and of a
     step's or the held-out rows' mean loss. moved: how far training moved a weight, at most.
-    problem: why there is nothing to compare, or what is too far off."""
+    is_refused: there is nothing to compare, and must not be. problem: why there is nothing to
+    compare, or what is too far off."""
 
     weights: float = 0.0
     losses: float = 0.0
     moved: float = 0.0
+    is_refused: bool = False
     problem: str | None = None
 
 
@@ -70,7 +72,11 @@ class Bench:
                 self.alone, self.start = _trained(run), _weights(run / "checkpoints/step-00000000")
             run = self._run(layout.name.replace(" ", "-").replace(",", ""), layout)
         except RunFailed as failed:
+            if layout.is_refused(self.feature) and failed.code == 2:
+                return Cell(is_refused=True)
             return Cell(problem=str(failed))
+        if layout.is_refused(self.feature):
+            return Cell(problem="was not refused")
         found = _trained(run)
         shutil.rmtree(run)
         if found.weights.keys() != self.alone.weights.keys() \
@@ -107,11 +113,15 @@ class Bench:
         except TimeoutError as error:
             raise RunFailed(str(error)) from None
         if code:
-            raise RunFailed(f"exit code {code}: {process.said()[-1500:]}")
+            raise RunFailed(f"exit code {code}: {process.said()[-1500:]}", code)
 
 
 class RunFailed(Exception):
     """A run did not end as it should. The text says what it said."""
+
+    def __init__(self, said: str, code: int | None = None) -> None:
+        super().__init__(said)
+        self.code = code
 
 
 def cut_back(run: Path, step: int) -> None:
