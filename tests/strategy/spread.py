@@ -71,7 +71,7 @@ def _main(jobs: Path, said: Path) -> None:
     from accelerate import PartialState
 
     from lorafit import libraries
-    from lorafit.errors import LorafitError
+    from lorafit.errors import LorafitError, RankEnded
     from lorafit.recipe.schema import Recipe
     from lorafit.train.run import train
     from lorafit.train.strategy.wanted import Wanted
@@ -85,7 +85,7 @@ def _main(jobs: Path, said: Path) -> None:
             train(Recipe.model_validate(values), resume=resume, announce=lambda record: None,
                   started_s=time.perf_counter(), wanted=Wanted("fsdp"))
         except LorafitError as raised:  # by both ranks alike, or the next recipe would hang
-            error = str(raised)
+            error = str(raised.__context__ if isinstance(raised, RankEnded) else raised)
         gc.collect()
         if os.environ["RANK"] == "0":
             with said.open("a", encoding="utf-8") as file:
