@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help quickstart install dev check test test-long docs docs-check clean
+.PHONY: help quickstart install dev check test test-long test-layouts docs docs-check clean
 
 help:
 	@echo "make quickstart  install, then train, evaluate, merge and export on the embedded base"
 	@echo "make test        install, then run the tests"
 	@echo "make test-long   the tests that take longer"
+	@echo "make test-layouts  every layout of processes against one: docs/layouts.md"
 	@echo "make check       lint, types, import contracts, generated docs"
 	@echo "make docs        write the generated docs anew"
 	@echo "make clean       remove the environment"
@@ -51,6 +52,9 @@ test: $(VENV)/.dev
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -m long
+
+test-layouts: $(VENV)/.dev
+	$(BIN)/python scripts/prove_layouts.py --markdown docs/layouts.md
 
 docs: $(VENV)/.dev
 	$(BIN)/lorafit schema --markdown > docs/recipe.md

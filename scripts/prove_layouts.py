@@ -24,6 +24,19 @@ from layouts.compare import LEARNING_RATE, STEPS, Bench, Cell  # noqa: E402
 
 LIMIT = 1e-6  # of a weight
 LOSS_LIMIT = 5e-6  # of a mean loss in nats, about 5
+HEAD = """# The same recipe on other processes
+
+Written by `make test-layouts`: real processes, gloo, a CPU. How a run is spread over them is in
+[strategies.md](strategies.md), rows that are shared in
+[context-parallelism.md](context-parallelism.md).
+
+"""
+FOOT = f"""
+A cell above {LIMIT:g} would be bold, and a run that fails would say so; either ends the command with
+exit code 1. Losses of every step and of the held-out rows are compared too, to {LOSS_LIMIT:g}. Rows with
+padding are not shared, so there a refusal is what is asked for. What looks alike along a row is the
+same rounding: sums of gradients in another order.
+"""
 QUICK = ({"padded, ragged rows", "packed", "nf4 base", "Qwen3-MoE, shrunken"},
          {"FSDP2, 2", "DDP 2, then 1, then FSDP2 4"})
 
@@ -61,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = _page(cells, [layout.name for layout in layouts])
     print(f"\n{table}\n{time.monotonic() - started:.0f} s")
     if options.markdown:
-        options.markdown.write_text(table, encoding="utf-8")
+        options.markdown.write_text(HEAD + table + FOOT, encoding="utf-8")
     if options.json:
         options.json.write_text(json.dumps(
             {name: {spread: asdict(cell) for spread, cell in row.items()}
