@@ -32,10 +32,10 @@ Written by `make test-layouts`: real processes, gloo, a CPU. How a run is spread
 
 """
 FOOT = f"""
-A cell above {LIMIT:g} would be bold, and a run that fails would say so; either ends the command with
-exit code 1. Losses of every step and of the held-out rows are compared too, to {LOSS_LIMIT:g}. Rows with
-padding are not shared, so there a refusal is what is asked for. What looks alike along a row is the
-same rounding: sums of gradients in another order.
+A cell above {LIMIT:g} would be bold, and a run that fails would say so; either ends the command
+with exit code 1. Losses of every step and of the held-out rows are compared too, to {LOSS_LIMIT:g}.
+Rows with padding are not shared, so there a refusal is what is asked for. What looks alike along a
+row is the same rounding: sums of gradients in another order.
 """
 QUICK = ({"padded, ragged rows", "packed", "nf4 base", "Qwen3-MoE, shrunken"},
          {"FSDP2, 2", "DDP 2, then 1, then FSDP2 4"})

@@ -16,14 +16,16 @@ from lorafit.train.strategy.wanted import KEY, Wanted, cannot_be_sharded, why_no
 
 def choose(wanted: Wanted, recipe: Recipe, accelerator: Any, base_bytes: int,
            stored: str | None, is_layered: bool = True) -> tuple[Strategy, Decision | None]:
-    """How this run is spread, with the reason; no decision where one process is alone.
+    """How this run is spread, with the reason; no decision where one process is alone
+    and nothing else was asked for.
 
     base_bytes: of the base's weights as they are held. stored: the format of a base that is
     quantised in its files. is_layered: whether its decoder layers are found.
     UserError where the wanted way cannot be had.
     """
     if accelerator.num_processes == 1 and not wanted.cpu_offload:
-        return Strategy(accelerator.device), None
+        alone = Decision("strategy", "single", "there is one process, which shares with nobody")
+        return Strategy(accelerator.device), None if wanted.strategy == "auto" else alone
     reason = why_not_sharded(recipe, stored, is_layered)
     ranks = accelerator.num_processes
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
