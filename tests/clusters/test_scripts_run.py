@@ -214,6 +214,7 @@ def test_slurm_tries_again_what_may_go_better(
     assert calls(tmp_path, "scontrol") == ([f"requeue {JOB_ID}"] if codes == ["6 6"] else [])
 
 
+@pytest.mark.long
 def test_skypilot_runs_on_each_machine(write: Write, folder: Path,
                                        environment: dict[str, str]) -> None:
     task = yaml.safe_load(write("--skypilot", "--nodes", "2", "--gpu-type", "H100", "--volume",
@@ -229,6 +230,7 @@ def test_skypilot_runs_on_each_machine(write: Write, folder: Path,
     assert finished(folder / "volume")["processes"] == 2
 
 
+@pytest.mark.long
 def test_kubernetes_runs_in_each_pod(write: Write, folder: Path,
                                      environment: dict[str, str]) -> None:
     _, job = yaml.safe_load_all(write("--kubernetes", "--nodes", "2", "--image", "a/b", "--setup",

@@ -33,6 +33,7 @@ def rank_of(launcher: int, number: int) -> psutil.Process:
                 if child.environ().get("RANK") == str(number))
 
 
+@pytest.mark.long
 def test_a_killed_rank_is_started_again_and_nothing_is_lost(make_recipe, train, tmp_path, wait_for):
     recipe = make_recipe("two", **SETTINGS)
     process = start(recipe, tmp_path / "two.yaml", "--restarts", "2")

@@ -150,6 +150,7 @@ def same_as_undisturbed(recipe: Recipe, make: Any, settings: dict[str, Any]) -> 
                               adapter_tensors(whole.output.dir)) < 1e-5
 
 
+@pytest.mark.long
 def test_memory_of_one_rank_ends_both_and_is_learnt(make, tmp_path):
     # Rows of a step: 4 and 2 for the one rank, 4 for the other. Cut by half they are 2, 2, 1 and 1,
     # or 2 and 2, so the other rank has to go along with nothing to compute.

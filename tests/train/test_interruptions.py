@@ -18,6 +18,9 @@ from lorafit.run_dir import RunDir, append_jsonl, write_text
 from lorafit.train.run import train as run_training
 from lorafit.train.signals import StopRequest, Wish
 
+# Of a step, what no two runs have alike.
+MEASURED = ("seconds", "seconds_data", "seconds_communication", "memory_bytes")
+
 
 class AskedAt(StopRequest):
     """Is asked for something from the n-th time on that the run looks."""
@@ -40,7 +43,7 @@ def run(recipe: Any, stop: StopRequest | None = None, **options: Any) -> Any:
 def told(recipe: Any) -> list[dict[str, Any]]:
     """The log without times."""
     lines = (Path(recipe.output.dir) / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"}
+    return [{key: value for key, value in json.loads(line).items() if key not in MEASURED}
             for line in lines]
 
 
