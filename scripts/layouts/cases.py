@@ -7,17 +7,20 @@ from typing import Any
 
 TINY = Path(__file__).parent.parent.parent / "lorafit" / "model" / "tiny"
 Changes = dict[str, dict[str, Any]]
+REFUSED, OTHER_MASKS = "refused", "other masks"
 
 
 @dataclass(frozen=True)
 class Feature:
     """What a recipe asks for. base: the embedded one, or a shrunken one (`make_base`). is_padded:
-    rows are, which slices of rows are refused for."""
+    rows are, which slices of rows are refused for. has_dropout: each slice draws masks of its own.
+    """
 
     name: str
     changes: Changes = field(default_factory=dict)
     base: str = "tiny"
     is_padded: bool = False
+    has_dropout: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,11 @@ class Layout:
     name: str
     legs: tuple[Leg, ...]
 
-    def is_refused(self, feature: Feature) -> bool:
-        return feature.is_padded and any("--context-parallel" in leg.options for leg in self.legs)
+    def instead(self, feature: Feature) -> str:
+        """What is expected in place of the same model: REFUSED, OTHER_MASKS, or nothing."""
+        if not any("--context-parallel" in leg.options for leg in self.legs):
+            return ""
+        return REFUSED if feature.is_padded else OTHER_MASKS if feature.has_dropout else ""
 
 
 DDP, FSDP = ("--strategy", "ddp"), ("--strategy", "fsdp")
@@ -54,7 +60,7 @@ FEATURES = (
     Feature("weighted messages", {"data": {"train": "weighted.jsonl"}}),
     Feature("streamed rows", {"data": {"streaming": True}}),
     Feature("clipped gradients", {"training": {"max_grad_norm": 0.1}}),
-    Feature("dropout 0.1", {"adapter": {"dropout": 0.1}}),
+    Feature("dropout 0.1", {"adapter": {"dropout": 0.1}}, has_dropout=True),
     Feature("activation checkpointing", {"training": {"activation_checkpointing": "full"}}),
     Feature("DoRA, rsLoRA", {"adapter": {"dora": True, "rslora": True}}),
     Feature("LoRA+", {"training": {"lora_plus_ratio": 4}}),

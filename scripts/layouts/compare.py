@@ -8,7 +8,7 @@ from typing import Any
 
 from reliability.processes import forks
 
-from layouts.cases import Feature, Layout, Leg, make_base
+from layouts.cases import OTHER_MASKS, REFUSED, Feature, Layout, Leg, make_base
 
 STEPS = 6
 LEARNING_RATE = 1e-4
@@ -20,14 +20,14 @@ ROWS = 48
 class Cell:
     """weights, losses: the largest differences from one process, of a trained weight and of a
     step's or the held-out rows' mean loss. moved: how far training moved a weight, at most.
-    is_refused: there is nothing to compare, and must not be. problem: why there is nothing to
-    compare, or what is too far off."""
+    instead: what was expected in place of the same weights, and came. problem: why there is nothing
+    to compare, or what is too far off."""
 
     weights: float = 0.0
     losses: float = 0.0
     moved: float = 0.0
-    is_refused: bool = False
     problem: str | None = None
+    instead: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Bench:
                 self.alone, self.start = _trained(run), _weights(run / "checkpoints/step-00000000")
             run = self._run(layout.name.replace(" ", "-").replace(",", ""), layout)
         except RunFailed as failed:
-            if layout.is_refused(self.feature) and failed.code == 2:
-                return Cell(is_refused=True)
+            if layout.instead(self.feature) == REFUSED and failed.code == 2:
+                return Cell(instead=REFUSED)
             return Cell(problem=str(failed))
-        if layout.is_refused(self.feature):
+        if layout.instead(self.feature) == REFUSED:
             return Cell(problem="was not refused")
         found = _trained(run)
         shutil.rmtree(run)
@@ -85,6 +85,9 @@ class Bench:
         weights = _largest(found.weights, self.alone.weights)
         losses = max(abs(a - b) for a, b in zip(found.losses, self.alone.losses, strict=True))
         moved = _largest(self.alone.weights, self.start)
+        if layout.instead(self.feature) == OTHER_MASKS:
+            problem = None if weights > limit else "the same, in spite of other masks"
+            return Cell(weights, losses, moved, problem, OTHER_MASKS)
         problem = None
         if not (weights <= limit and losses <= losses_limit):
             problem = "too far off"
