@@ -32,6 +32,7 @@ class Host:
         self._say = say
         self._change = threading.Condition()
         self._guests: dict[Line, Machine] = {}
+        self._at_work: dict[Line, Machine] = {}  # of the guests those that the round began with
         self._outcomes: dict[int, Outcome] = {}
         self._lost: dict[int, str] = {}
         self._refusal: UserError | None = None
@@ -55,7 +56,8 @@ class Host:
             self.reason = ""
             self._outcomes = {}
             self._is_running = True
-            for line in self._guests:
+            self._at_work = dict(self._guests)
+            for line in self._at_work:
                 line.say(begin=asdict(begun))
         if place is not None:
             self._say(f"machines  {', '.join(f'{m.host} ({m.processes})' for m in machines)}: "
@@ -103,7 +105,7 @@ class Host:
         with self._change:
             self._outcomes[0] = outcome
             while True:
-                waited_for = [each.node for each in self._guests.values()
+                waited_for = [each.node for each in self._at_work.values()
                               if each.node not in self._outcomes]
                 failed = any(each.failures or each.ended_for for each in self._outcomes.values())
                 if (failed or self._lost) and deadline is None:
@@ -112,19 +114,19 @@ class Host:
                 if not waited_for or (deadline is not None and time.monotonic() > deadline):
                     break
                 self._change.wait(0.5)
-            silent = [(each.node, each.host) for each in self._guests.values()
+            silent = [(each.node, each.host) for each in self._at_work.values()
                       if each.node not in self._outcomes]
             verdict = outcomes.judge(list(self._outcomes.values()),
                                      [*self._lost.items(), *silent], left)
             self._is_running = False
-            for line in self._guests:
+            for line in self._at_work:  # who came back meanwhile waits for the next round
                 line.say(verdict=verdict.as_dict())
         return verdict
 
     def _alarm(self, outcome: Outcome, but: Line | None) -> None:
         """Have the ranks of all other machines ended."""
         reason = f"the ranks on {outcome.host} have ended"
-        for line in self._guests:
+        for line in self._at_work:
             if line is not but:
                 line.say(trouble=reason)
 
@@ -149,9 +151,9 @@ class Host:
         with self._change:
             if "machine" in message:
                 self._take_in(line, Machine.of(message["machine"]))
-            elif line in self._guests and "outcome" in message:
+            elif line in self._at_work and "outcome" in message:
                 told = Outcome.of(message["outcome"])
-                self._outcomes[self._guests[line].node] = told
+                self._outcomes[self._at_work[line].node] = told
                 if told.failures or told.ended_for:
                     self._raise_alarm(f"the ranks on {told.host} have ended", line)
             self._change.notify_all()
@@ -178,7 +180,8 @@ class Host:
 
     def _lose(self, line: Line) -> None:
         with self._change:
-            machine = self._guests.pop(line, None)
+            self._guests.pop(line, None)
+            machine = self._at_work.pop(line, None)
             if machine is not None and self._is_running and machine.node not in self._outcomes:
                 self._lost[machine.node] = machine.host
                 self._raise_alarm(f"{machine} has gone", line)
@@ -188,7 +191,7 @@ class Host:
         if not self.trouble.is_set():
             self.reason = reason
             self.trouble.set()
-            for line in self._guests:
+            for line in self._at_work:
                 if line is not but:
                     line.say(trouble=reason)
 

@@ -102,6 +102,27 @@ def test_a_machine_that_goes_is_missed_and_may_come_back(place, together):
             assert rounds[0].id != first[0].id
 
 
+def test_a_machine_that_is_back_before_the_round_is_over_waits_for_the_next(place, together):
+    """What the round it has no part in ends with is not its own."""
+    host, gone = side(place, 0), side(place, 1)
+    with sides(host):
+        together(lambda: host.gather(0), lambda: gone.gather(0))
+        gone.close()
+        assert host.trouble.wait(10)
+        with sides(side(place, 1)) as (back,), ThreadPoolExecutor(1) as pool:
+            round_two = pool.submit(back.gather, 0)
+            deadline = time.monotonic() + 10
+            while not host._guests:  # it stands at the door
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            started = time.monotonic()
+            assert host.finish(done(0, Failure(0, 3)), 1).again
+            assert time.monotonic() - started < 5  # nothing of it is waited for
+            assert host.gather(1) == round_two.result(10)
+            ends = together(lambda: host.finish(done(0), 0), lambda: back.finish(done(1), 0))
+            assert [(each.code, each.again) for each in ends] == [(0, False), (0, False)]
+
+
 def test_the_host_may_go_and_come_back(place, together):
     with sides(side(place, 1)) as (guest,):
         gone = side(place, 0)
