@@ -49,14 +49,9 @@ def _readable(text: str) -> str:
 
 
 class LorafitError(Exception):
-    """Base of every error that is shown to the user as a message.
-
-    is_told_here: whether this one of several ranks shows it; None where all ranks meet it, and the
-    main one does.
-    """
+    """Base of every error that is shown to the user as a message."""
 
     exit_code = 1
-    is_told_here: bool | None = None
 
 
 class UserError(LorafitError):

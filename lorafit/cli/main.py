@@ -46,8 +46,7 @@ def _run() -> int:
         os._exit(ended.exit_code)
     except LorafitError as error:
         # Every rank finds the same mistake; one of them, or their launcher, says so.
-        speaks = is_main_rank() if error.is_told_here is None else error.is_told_here
-        if not leave(redacted(str(error)), error.exit_code) and speaks:
+        if not leave(redacted(str(error)), error.exit_code) and is_main_rank():
             print(f"error: {redacted(str(error))}", file=sys.stderr)
         return error.exit_code
     except BadRow as bad:  # a template or a row that a verb met where there is but one

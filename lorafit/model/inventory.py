@@ -131,9 +131,9 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=len)
 
 
-def has_decoder_layers(model: nn.Module) -> bool:
-    """Whether `decoder_layers` finds any."""
-    return bool(_layer_lists(model))
+def found_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers, one after the other; none where no list of them is found."""
+    return list(max(_layer_lists(model), key=len, default=[]))
 
 
 def _layer_lists(model: nn.Module) -> list[nn.ModuleList]:

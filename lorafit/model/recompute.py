@@ -18,7 +18,7 @@ from lorafit.kernels.cross_entropy import tokens_at_once
 from lorafit.model.fast.experts import FastExperts
 from lorafit.model.fast.mlp import FastGatedMlp
 from lorafit.model.fast.proof import TOKENS, small_row
-from lorafit.model.inventory import decoder_layers
+from lorafit.model.inventory import found_layers
 from lorafit.model.loss import SummedLoss
 from lorafit.model.parts import local_part
 from lorafit.recipe import auto
@@ -105,7 +105,7 @@ def kept_bytes(module: SummedLoss, device: torch.device) -> int:
 
     note_weights(module)
     # Where weights are cut up, a layer's are whole while it is computed, and then only.
-    hooks = [layer.register_forward_pre_hook(note_weights) for layer in _layers(module)]
+    hooks = [layer.register_forward_pre_hook(note_weights) for layer in found_layers(module)]
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad(), \
             saved_tensors_hooks(note, lambda tensor: tensor):
@@ -124,19 +124,12 @@ def held_bytes(module: nn.Module, device: torch.device) -> int:
     weights = sum(local_part(t).nbytes for t in (*module.parameters(), *module.buffers()))
     trained = sum(local_part(p).numel() for p in module.parameters() if p.requires_grad)
     if any(local_part(p) is not p for p in module.parameters()):  # one is whole, one on its way
-        weights += 2 * max(sum(p.nbytes for p in layer.parameters()) for layer in _layers(module))
+        layers = found_layers(module)
+        weights += 2 * max(sum(p.nbytes for p in layer.parameters()) for layer in layers)
     model: Any = module.model
     vocabulary = model.config.get_text_config().vocab_size
     logits = 10 * vocabulary * tokens_at_once(vocabulary, device)
     return int(weights + 12 * trained + logits)
-
-
-def _layers(module: Any) -> Sequence[nn.Module]:
-    """The decoder's; none where they are not found."""
-    try:
-        return list(decoder_layers(module.model))
-    except UserError:
-        return []
 
 
 def _storage(tensor: Tensor) -> int:

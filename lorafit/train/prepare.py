@@ -18,8 +18,8 @@ from lorafit.model.adapters.add import refuse_misfit
 from lorafit.model.adapters.starts import Samples
 from lorafit.model.context import refuse_heads, refuse_layout
 from lorafit.model.device import find_device
-from lorafit.model.inventory import has_decoder_layers
 from lorafit.model.offload import refuse_offloading
+from lorafit.model.parts import why_whole
 from lorafit.model.stored import refuse_misfit as refuse_misfit_on_stored
 from lorafit.model.stored import stored_as
 from lorafit.model.targets import resolve_targets
@@ -34,8 +34,8 @@ from lorafit.train.loop import Plan
 class Prepared:
     """What is known before any weight is loaded. `check` stops here; `train` goes on.
 
-    base_bytes: of the base's weights as they are held. stored: the format of a base that is
-    quantised in its files. is_layered: whether its decoder layers are found.
+    base_bytes: of the base's weights as they are held. why_whole: why the base cannot be cut up
+    among ranks; None where it can.
     """
 
     tokenizer: Any
@@ -49,8 +49,7 @@ class Prepared:
     remarks: list[str]
     longest_tokens: int
     base_bytes: int
-    stored: str | None
-    is_layered: bool
+    why_whole: str | None
 
     def decided(self, key: str) -> Any:
         return self.decision(key).value
@@ -134,10 +133,10 @@ def prepare(recipe: Recipe, shares: int, *, slices: int = 1,
     if stored is not None:
         decisions.insert(0, stored.decision(dtype.value))
     plan = Plan(rows, steps, micro.value, rate.value, eval_every.value, checkpoint_every.value)
-    held = weight_bytes(shapes, stored.label if stored else recipe.model.quantization, dtype.value)
+    label = None if stored is None else stored.label
     return Prepared(tokenizer, config, device, feed, report, held_out, decisions, plan, remarks,
-                    longest, held, stored.label if stored else None,
-                    has_decoder_layers(shapes))
+                    longest, weight_bytes(shapes, label or recipe.model.quantization, dtype.value),
+                    why_whole(shapes, label, recipe.model.quantization))
 
 
 def micro_batch_size(recipe: Recipe, batching: str, report: Report, longest_tokens: int,

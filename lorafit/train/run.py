@@ -17,7 +17,7 @@ from lorafit.data.packing import Layout
 from lorafit.data.pipeline import make_renderer
 from lorafit.data.stream import new_directory
 from lorafit.data.stream_blocks import SharedBlocks
-from lorafit.errors import LorafitError, MachineError
+from lorafit.errors import LorafitError
 from lorafit.model import base as bases
 from lorafit.model.adapters.add import add_adapter
 from lorafit.model.adapters.facts import describe
@@ -27,7 +27,7 @@ from lorafit.model.base_identity import base_digest
 from lorafit.model.context import prove_slices
 from lorafit.model.device import device_memory_bytes, find_device
 from lorafit.model.fast.speed_up import FastPath, speed_up
-from lorafit.model.inventory import decoder_layers
+from lorafit.model.inventory import found_layers
 from lorafit.model.isolation import Packing, settle_packing
 from lorafit.model.loss import SummedLoss
 from lorafit.model.offload import settle_offloading
@@ -217,8 +217,7 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     prepared = prepare(recipe, accelerator.num_processes // slices, slices=slices,
                        watch=rows_tokenised, shared=shared,
                        feed_state=None if checkpoint is None else saved_progress(checkpoint).feed)
-    strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.stored,
-                              prepared.is_layered)
+    strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.why_whole)
     strategy.standing = standing
     standing.at(Kind.LOADING, "loading the model")
     adapted = _load(recipe, run, prepared, strategy, resume)
@@ -234,11 +233,12 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
         restore_adapter(adapted, checkpoint)
 
     summed_loss = SummedLoss(adapted)
-    strategy.place(summed_loss, list(decoder_layers(adapted)))
+    layers = found_layers(adapted)
+    strategy.place(summed_loss, layers)
     built = strategy.run(summed_loss, partial(_settle, recipe, prepared, summed_loss, strategy))
     prepared = built.prepared
     if strategy.ranks > 1:  # whatever is computed with the model shows that this rank gets on
-        decoder_layers(adapted)[0].register_forward_pre_hook(lambda *_: standing.moved())
+        (layers or [adapted])[0].register_forward_pre_hook(lambda *_: standing.moved())
     if not resume:
         _decided_by_main(accelerator, standing, partial(_begin, recipe, run, prepared, held))
         with strategy.whole(adapted):
@@ -285,9 +285,6 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     )
     try:
         progress = run_loop(job, progress)
-    except MachineError as error:  # memory of one rank, the disk of another
-        error.is_told_here = strategy.is_first("trouble")
-        raise
     finally:
         display.stop()
     result = Result(

@@ -9,6 +9,7 @@ from typing import Any
 from reliability.processes import forks
 
 from layouts.cases import OTHER_MASKS, REFUSED, Feature, Layout, Leg, make_base
+from layouts.cut import cut_back
 
 STEPS = 6
 LEARNING_RATE = 1e-4
@@ -125,20 +126,6 @@ class RunFailed(Exception):
     def __init__(self, said: str, code: int | None = None) -> None:
         super().__init__(said)
         self.code = code
-
-
-def cut_back(run: Path, step: int) -> None:
-    """A finished run as it was after the checkpoint of a step, when it had been stopped then."""
-    from lorafit.run_dir import MANIFEST, RunDir, sha256
-
-    directory = RunDir(run)
-    directory.result.unlink()
-    shutil.rmtree(directory.adapter)
-    for path in directory.list_checkpoints():
-        if path.name > directory.checkpoint(step).name:
-            shutil.rmtree(path)
-    kept = directory.checkpoint(step)
-    directory.latest.write_text(f"{kept.name} {sha256(kept / MANIFEST)}\n", encoding="utf-8")
 
 
 def write_rows(folder: Path) -> None:

@@ -158,8 +158,29 @@ def forks() -> Forks:
     with _lock:
         if _forks is None:
             _forks = Forks()
-            atexit.register(_forks.close)
+            atexit.register(close)
         return _forks
+
+
+def ranks_by_hand(command: Sequence[str], folder: Path, ranks: int, a_machine: int) -> \
+        list[Process]:
+    """Ranks that no launcher of lorafit's starts, as so many on each machine would be."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [forks().start(command, folder, f"rank-{rank}", environment={
+        "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank % a_machine),
+        "LOCAL_WORLD_SIZE": str(a_machine), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }) for rank in range(ranks)]
+
+
+def close() -> None:
+    """End the server, if there is one, and all that it has started."""
+    global _forks
+    with _lock:
+        if _forks is not None:
+            _forks.close()
+            _forks = None
 
 
 def alive(numbers: Sequence[int]) -> list[int]:

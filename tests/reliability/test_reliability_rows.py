@@ -44,9 +44,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked
 def _server():
     """One for all rows, and gone with them."""
     yield
-    if processes._forks is not None:
-        processes._forks.close()
-        processes._forks = None
+    processes.close()
 
 
 @pytest.mark.parametrize("row", [module.ROW for module in QUICK], ids=lambda row: row.name)

@@ -8,15 +8,12 @@ for each, with the error that it ended in.
 import gc
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from lorafit.run_dir import MANIFEST, RunDir, sha256
 
 REPOSITORY = Path(__file__).parents[2]
 RANKS = 2
@@ -53,18 +50,6 @@ def _in_one_pair(jobs: Sequence[tuple[Any, bool]], folder: Path, limit_s: float)
         output = f"the ranks did not end: {output}"
     errors = [json.loads(line) for line in said.read_text(encoding="utf-8").splitlines()]
     return errors + [output[:4000]] * (len(errors) < len(jobs))
-
-
-def cut_back(run: RunDir, step: int, to: RunDir) -> None:
-    """A copy of a finished run as it was after the checkpoint of a step, had it been stopped."""
-    shutil.copytree(run.path, to.path)
-    to.result.unlink()
-    shutil.rmtree(to.adapter)
-    for path in to.list_checkpoints():
-        if path.name > to.checkpoint(step).name:
-            shutil.rmtree(path)
-    kept = to.checkpoint(step)
-    to.latest.write_text(f"{kept.name} {sha256(kept / MANIFEST)}\n", encoding="utf-8")
 
 
 def _main(jobs: Path, said: Path) -> None:

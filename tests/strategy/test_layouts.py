@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -25,9 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked
 @pytest.fixture(scope="module", autouse=True)
 def _server():
     yield
-    if processes._forks is not None:
-        processes._forks.close()
-        processes._forks = None
+    processes.close()
 
 
 def ask(feature: str, layout: str, folder: Path) -> None:
@@ -51,15 +48,8 @@ def test_two_groups_of_two_are_one_process(make_recipe, train, tmp_path):
     sections = {"training": {"batch_size": 8, "learning_rate": 1e-4}}
     spread, alone = make_recipe("spread", **sections), make_recipe("alone", **sections)
     (tmp_path / "spread.yaml").write_text(yaml.safe_dump(spread.model_dump()))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = [processes.forks().start(
-        ["lorafit", "train", str(tmp_path / "spread.yaml"), "--strategy", "hsdp"], tmp_path,
-        f"rank-{rank}", environment={
-            "RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(rank % 2),
-            "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        }) for rank in range(4)]
+    command = ["lorafit", "train", str(tmp_path / "spread.yaml"), "--strategy", "hsdp"]
+    ranks = processes.ranks_by_hand(command, tmp_path, 4, a_machine=2)
     assert [rank.wait(200) for rank in ranks] == [0] * 4, [rank.said() for rank in ranks]
     assert "hsdp" in ranks[0].output()
     train(alone)

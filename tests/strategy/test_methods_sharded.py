@@ -6,6 +6,8 @@ a step one rank computes two and the other one, and nothing.
 """
 
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,11 @@ from lorafit.run_dir import RunDir
 from lorafit.smoke import shrink
 from tests.conftest import run_training
 from tests.methods.harness import section_of
-from tests.strategy.spread import cut_back, train_sharded
+from tests.strategy.spread import train_sharded
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from layouts.cut import cut_back
 
 LIMIT = 1e-6
 RATE = 1e-4
@@ -139,6 +145,11 @@ def recipe(sections: Sections, run: Path, folder: Path) -> Recipe:
         "output": {"dir": str(run)}})
 
 
+def stopped_copy(run: RunDir, to: RunDir) -> None:
+    shutil.copytree(run.path, to.path)
+    cut_back(to.path, STOP)
+
+
 def problems(cells: dict[str, Sections], folder: Path) -> dict[str, str]:
     """What is wrong with each, of those with which something is."""
     def runs(kind: str) -> dict[str, Recipe]:
@@ -150,7 +161,7 @@ def problems(cells: dict[str, Sections], folder: Path) -> dict[str, str]:
         run_training(each)
     more, less = runs("more"), runs("less")
     for name in cells:
-        cut_back(directory(alone[name]), STOP, to=directory(more[name]))
+        stopped_copy(directory(alone[name]), directory(more[name]))
     said = train_sharded([(each, False) for each in both.values()]
                          + [(each, True) for each in more.values()], folder / "ranks")
     errors = {name: error for name, error in zip([*cells, *cells], said, strict=True) if error}
@@ -158,7 +169,7 @@ def problems(cells: dict[str, Sections], folder: Path) -> dict[str, str]:
     for name in cells:
         if name in errors:
             continue
-        cut_back(directory(both[name]), STOP, to=directory(less[name]))
+        stopped_copy(directory(both[name]), directory(less[name]))
         run_training(less[name], resume=True)
         limit = max(LIMIT, ROUNDED.get(name, 0))
         wanted, start = weights(alone[name]), weights(alone[name], start=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorafit.errors import UserError
 from lorafit.model.base import TINY, load_config, meta_model
-from lorafit.model.inventory import has_decoder_layers
+from lorafit.model.parts import why_whole
 from lorafit.recipe import auto
 from lorafit.recipe.methods import METHODS
 from lorafit.recipe.schema import Model
@@ -43,7 +44,7 @@ def test_methods_that_need_whole_weights_stay_whole(name, make_recipe):
         refuse_misfit(Wanted("fsdp"), recipe)
     assert str(refused.value) == (f"--strategy fsdp: cannot be sharded: {reason}\n"
                                   "    use --strategy ddp")
-    chosen = auto.strategy("auto", 8, 8, 10**12, 10**10, why_not_sharded(recipe, None))
+    chosen = auto.strategy("auto", 8, 8, 10**12, 10**10, why_not_sharded(recipe))
     assert chosen.value == "ddp"
     assert reason in chosen.reason
 
@@ -64,10 +65,15 @@ def test_a_base_quantised_in_its_files_is_refused_before_it_is_read(kind, make_r
     assert not Path(recipe.output.dir).exists()
 
 
-def test_a_model_without_a_list_of_layers_is_refused(make_recipe):
-    assert has_decoder_layers(meta_model(load_config(Model(base="tiny"))))
-    assert not has_decoder_layers(nn.Sequential(nn.Linear(2, 2)))
-    assert why_not_sharded(make_recipe(), None) is None
-    reason = why_not_sharded(make_recipe(), None, is_layered=False)
-    assert reason is not None
-    assert "layers" in reason
+def test_what_is_known_of_a_base_keeps_it_whole(make_recipe):
+    assert why_whole(meta_model(load_config(Model(base="tiny"))), None, "nf4") is None
+    assert "layers" in str(why_whole(nn.Sequential(nn.Linear(2, 2)), None, "none"))
+    gpt2 = AutoModelForCausalLM.from_config(AutoConfig.for_model(
+        "gpt2", n_layer=1, n_embd=8, n_head=2, vocab_size=16))
+    assert why_whole(gpt2, None, "none") is None
+    reason = why_whole(gpt2, None, "nf4")
+    assert "the other way round" in str(reason)
+    assert why_not_sharded(make_recipe()) is None
+    assert why_not_sharded(make_recipe(), reason) == reason
+    chosen = auto.strategy("auto", 8, 8, 10**12, 10**10, reason)
+    assert chosen.value == "ddp"

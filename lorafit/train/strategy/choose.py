@@ -15,18 +15,17 @@ from lorafit.train.strategy.wanted import KEY, Wanted, cannot_be_sharded, why_no
 
 
 def choose(wanted: Wanted, recipe: Recipe, accelerator: Any, base_bytes: int,
-           stored: str | None, is_layered: bool = True) -> tuple[Strategy, Decision | None]:
-    """How this run is spread, with the reason; no decision where one process is alone
-    and nothing else was asked for.
+           why_whole: str | None) -> tuple[Strategy, Decision | None]:
+    """How this run is spread, with the reason; no decision where one process is alone and nothing
+    else was asked for.
 
-    base_bytes: of the base's weights as they are held. stored: the format of a base that is
-    quantised in its files. is_layered: whether its decoder layers are found.
+    base_bytes: of the base's weights as they are held. why_whole: why the base cannot be cut up.
     UserError where the wanted way cannot be had.
     """
     if accelerator.num_processes == 1 and not wanted.cpu_offload:
         alone = Decision("strategy", "single", "there is one process, which shares with nobody")
         return Strategy(accelerator.device), None if wanted.strategy == "auto" else alone
-    reason = why_not_sharded(recipe, stored, is_layered)
+    reason = why_not_sharded(recipe, why_whole)
     ranks = accelerator.num_processes
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
     memory = device_memory_bytes(accelerator.device)
@@ -37,7 +36,7 @@ def choose(wanted: Wanted, recipe: Recipe, accelerator: Any, base_bytes: int,
     if decision.value == "ddp":
         return Replicated(accelerator, slices=wanted.context_parallel), decision
     if reason is not None:
-        raise cannot_be_sharded(reason, decision.value)
+        raise cannot_be_sharded(reason, wanted)
     replicas = 1
     if decision.value == "hsdp":
         replicas, rest = divmod(ranks, neighbours)

@@ -41,13 +41,6 @@ class Replicated(Strategy):
             torch.distributed.all_gather_object(everyone, mine)
         return [each for of_rank in everyone for each in of_rank]
 
-    def is_first(self, what: str) -> bool:
-        store: Any = torch.distributed.distributed_c10d._get_default_store()
-        try:
-            return int(store.add(f"lorafit/{what}", 1)) == 1
-        except RuntimeError:  # who held it is gone
-            return True
-
     def sum(self, tensor: Tensor) -> Tensor:
         summed: Tensor = self._accelerator.reduce(tensor, reduction="sum")
         return summed

@@ -55,11 +55,6 @@ class Strategy:
         """What each rank found, one after the other, on every rank. Values that can be pickled."""
         return mine
 
-    def is_first(self, what: str) -> bool:
-        """Whether no rank of the job asked for this before: of several that meet the same trouble,
-        one tells it. Not all ranks need come here."""
-        return True
-
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place of the tensor."""
         return tensor

@@ -1,7 +1,6 @@
 """What the command line, or the launcher that started this, asks of how a run is spread."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from lorafit.errors import UserError
@@ -43,8 +42,8 @@ def refuse_misfit(wanted: Wanted, recipe: Recipe) -> None:
         raise UserError("with ddp every device holds the whole base", "--cpu-offload",
                         "use --strategy fsdp, or leave it out")
     is_sharded = wanted.strategy in ("fsdp", "hsdp") or wanted.cpu_offload
-    if is_sharded and (reason := why_not_sharded(recipe, None)) is not None:
-        raise cannot_be_sharded(reason, wanted.strategy)
+    if is_sharded and (reason := why_not_sharded(recipe)) is not None:
+        raise cannot_be_sharded(reason, wanted)
     if wanted.context_parallel > 1:
         _refuse_slices(recipe, f"{CONTEXT_KEY} {wanted.context_parallel}")
 
@@ -103,24 +102,24 @@ def _is_set(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
-def why_not_sharded(recipe: Recipe, stored: str | None, is_layered: bool = True) -> str | None:
-    """Why base and adapter of a recipe cannot be cut up among ranks; None where they can."""
-    checks: tuple[tuple[Callable[[], bool], str], ...] = (
-        (lambda: bool(recipe.adapter.row.why_not_sharded), recipe.adapter.row.why_not_sharded),
-        (lambda: stored is not None, f"the base is stored as {stored}, whose layers keep what "
-                                     "belongs to their weights beside them"),
-        (lambda: not is_layered, "its decoder layers, one of which is computed at a time, were not "
-                                 "found"),
-        (lambda: recipe.model.quantization not in _SHARDED_QUANTIZATION,
-         f"{recipe.model.quantization} layers keep what belongs to their weights beside them; nf4 "
-         "can be"),
-        (lambda: recipe.training.optimizer == "adamw_8bit",
-         "adamw_8bit rounds its state in blocks of whole weights"),
-        (lambda: recipe.training.activation_offloading,
-         "activation_offloading moves what is cut up already"),
-    )
-    return next((reason for is_so, reason in checks if is_so()), None)
+def why_not_sharded(recipe: Recipe, why_whole: str | None = None) -> str | None:
+    """Why base and adapter of a recipe cannot be cut up among ranks; None where they can.
+
+    why_whole: what is known of the base itself.
+    """
+    quantization = recipe.model.quantization
+    if quantization not in _SHARDED_QUANTIZATION:
+        return (f"{quantization} layers keep what belongs to their weights beside them; nf4 can "
+                "be")
+    if recipe.training.optimizer == "adamw_8bit":
+        return "adamw_8bit rounds its state in blocks of whole weights"
+    if recipe.training.activation_offloading:
+        return "activation_offloading moves what is cut up already"
+    return recipe.adapter.row.why_not_sharded or why_whole
 
 
-def cannot_be_sharded(reason: str, strategy: str) -> UserError:
-    return UserError(f"cannot be sharded: {reason}", f"{KEY} {strategy}", f"use {KEY} ddp")
+def cannot_be_sharded(reason: str, wanted: Wanted) -> UserError:
+    is_offload = wanted.cpu_offload and wanted.strategy == "auto"
+    where = "--cpu-offload" if is_offload else f"{KEY} {wanted.strategy}"
+    without = " without --cpu-offload" if wanted.cpu_offload else ""
+    return UserError(f"cannot be sharded: {reason}", where, f"use {KEY} ddp{without}")
