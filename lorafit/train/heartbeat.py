@@ -67,7 +67,7 @@ class Heartbeat:
         self._beat = self._signs = 0
         self._mine: Verdict | None = None  # what this rank's own error is to others
         self._verdict: Verdict | None = None
-        self._store_is_gone = False
+        self._store_is_gone = self._lost_one = False
         self._found = threading.Event()
         self._wake = threading.Event()
         self._is_done = False
@@ -109,7 +109,8 @@ class Heartbeat:
             self._signs += self._work.goes_on()
         self._beat += 1
         self._board.post(host=self._host, beat=self._beat, moves=self._standing.moves + self._signs,
-                         kind=phase.kind, phase=str(phase), is_done=is_done)
+                         kind=phase.kind, phase=str(phase), is_done=is_done,
+                         lost_one=self._lost_one)
 
     def _look(self, now_s: float) -> None:
         verdict, posts = self._board.read()
@@ -189,6 +190,7 @@ class Heartbeat:
             time.sleep(0.1)
         patience_s = SILENCE_S + 5.0
         if lost_a_rank(error):  # what became of it is found by its silence, or by a launcher
+            self._lost_one = True
             until_s = time.monotonic() + patience_s
             while not self._found.wait(0.1) and time.monotonic() < until_s:
                 if self._stop.wish.ends:

@@ -60,7 +60,8 @@ class Verdict:
 @dataclass
 class Seen:
     """What is known of a rank. beat and moves: its counters. heard_s, moved_s: when they last
-    changed, by the clock of the rank that looks."""
+    changed, by the clock of the rank that looks. lost_one: its connection to another rank broke.
+    """
 
     rank: int
     host: str = ""
@@ -69,6 +70,7 @@ class Seen:
     beat: int = -1
     moves: int = -1
     is_done: bool = False
+    lost_one: bool = False
     heard_s: float = 0.0
     moved_s: float = 0.0
 
@@ -80,13 +82,18 @@ class Seen:
             self.moved_s = now_s
         self.beat, self.moves, self.host = post["beat"], post["moves"], post["host"]
         self.phase, self.kind = post["phase"], post["kind"]
-        self.is_done = post["is_done"]
+        self.is_done, self.lost_one = post["is_done"], post["lost_one"]
 
 
 def silent(ranks: Sequence[Seen], now_s: float, limit_s: float) -> Verdict | None:
-    """A verdict on the rank that gave no sign of life for so long; None where all did."""
-    for seen in ranks:
-        patience_s = limit_s * (_LONGER if seen.kind in LONG_SILENCES else 1)
+    """A verdict on the rank that gave no sign of life for so long, and longest; None where all did.
+
+    Where a rank has lost another, one of them is gone, whatever it was at.
+    """
+    is_one_gone = any(seen.lost_one for seen in ranks)
+    for seen in sorted(ranks, key=lambda seen: seen.heard_s):
+        is_borne = seen.kind in LONG_SILENCES and not is_one_gone
+        patience_s = limit_s * (_LONGER if is_borne else 1)
         if seen.beat < 0 or seen.is_done or now_s - seen.heard_s <= patience_s:
             continue
         return Verdict(MachineError.exit_code, (

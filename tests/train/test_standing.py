@@ -106,6 +106,18 @@ def test_silence_is_borne_longer_while_libraries_read_and_write_weights():
     assert silent([ranks[0]], 141.0, 15.0) is not None
 
 
+def test_where_a_rank_lost_another_the_longest_silence_is_not_borne():
+    """A rank is killed between two signs: the last one may still say that it loads."""
+    gone = seen(1, "loading the model", Kind.LOADING, heard_s=80.0)
+    ranks = [seen(0, "step 4", Kind.COMPUTE, heard_s=99.0), gone,
+             seen(2, "step 4", Kind.COMPUTE, heard_s=81.0)]
+    assert silent(ranks, 96.5, 16.0) is None
+    ranks[0].lost_one = True
+    verdict = silent(ranks, 98.0, 16.0)
+    assert verdict is not None
+    assert verdict.rank == 1
+
+
 AWAKE = """
 import sys, time
 from lorafit.train.heartbeat import Clock
