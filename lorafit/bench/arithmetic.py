@@ -14,7 +14,8 @@ from torch import nn
 
 from lorafit.model.adapters.lora import base_name, lora_layers
 from lorafit.model.choice import chosen_layers
-from lorafit.model.inventory import LINEAR, weights_of
+from lorafit.model.inventory import stack_of, weights_of
+from lorafit.model.weights import LINEAR
 from lorafit.recipe.adapter import Adapter
 
 
@@ -42,7 +43,7 @@ def count(base: nn.Module, adapted: Any, adapter: Adapter) -> Count | str:
         return "a token goes through some of a mixture's experts only"
     ranks = {base_name(name): layer.lora_A["default"].weight.shape[0]
              for name, layer in lora_layers(adapted) if "default" in layer.lora_A}
-    lowest = min(chosen_layers(base, adapter) or [0])
+    lowest = min(chosen_layers(stack_of(base), adapter) or [0])
     head = adapted_flops = full_flops = 0.0
     for weight in weights:
         out, into = weight.shape

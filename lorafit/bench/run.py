@@ -25,7 +25,7 @@ from lorafit.bench.sides import (
 from lorafit.bench.workload import Workload, with_adapter
 from lorafit.errors import DivergedError, MachineError, UserError
 from lorafit.model.base import TORCH_DTYPES
-from lorafit.model.choice import matched_names
+from lorafit.model.named_modules import matched_names
 
 WARM_UP_STEPS = 2  # on CUDA; elsewhere the passes that measure memory warm up as well
 # How far the first losses of two sides may lie apart, relative. Rounding alone: 1e-6 in float32.

@@ -25,15 +25,16 @@ from lorafit.data.packing import Layout, split_rows
 from lorafit.errors import UserError
 from lorafit.model.adapters.add import add_adapter
 from lorafit.model.adapters.step_rule import StepRule, step_rule
-from lorafit.model.choice import matched_names
 from lorafit.model.device import device_memory_bytes
 from lorafit.model.fast.head import OutputHead, find_head
 from lorafit.model.fast.speed_up import speed_up
-from lorafit.model.inventory import LINEAR, decoder_layers, module_words, weights_of
+from lorafit.model.inventory import decoder_layers, module_words, weights_of
 from lorafit.model.isolation import settle_packing
 from lorafit.model.loss import SummedLoss
+from lorafit.model.named_modules import matched_names
 from lorafit.model.offload import settle_offloading
 from lorafit.model.recompute import recompute_activations, settle_recomputation
+from lorafit.model.weights import LINEAR
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.auto import Decision
 from lorafit.train.optimizer import build_optimizer

@@ -20,8 +20,8 @@ from lorafit.export.own import ColumnUpdate, column_updates, trained_weights
 from lorafit.export.tensor_files import Stored, stored_tensors
 from lorafit.model.adapters.files import WEIGHTS, method_of
 from lorafit.model.adapters.lora import NOT_A_PRODUCT, realised_scale
-from lorafit.model.inventory import layer_kind
 from lorafit.model.trained import AdapterSource
+from lorafit.model.weights import layer_kind
 
 
 @dataclass(frozen=True)

@@ -4,53 +4,19 @@ import math
 import re
 from collections.abc import Callable, Iterable
 
-from torch import nn
-
 from lorafit.errors import UserError
-from lorafit.model.inventory import (
-    LINEAR,
-    Weight,
-    active_experts,
-    decoder_layers,
-    is_norm,
-    weights_of,
-)
-from lorafit.recipe.adapter import TARGET_WORDS, Adapter
+from lorafit.model.weights import LINEAR, Stack, Weight
+from lorafit.recipe.adapter import Adapter
 
 
-def matched_names(model: nn.Module, section: Adapter) -> list[str]:
-    """Full names of the modules that the recipe's words choose, in the model's order.
-
-    UserError when that is none.
-    """
-    if section.row.where == "linear":
-        return [weight.name for weight in chosen_weights(model, section, weights_of(model))]
-    wanted = section.target_modules
-    embeddings = model.get_input_embeddings()  # type: ignore[operator]  # as transformers has it
-    eligible = is_norm if section.row.where == "norms" else has_weights
-    in_layers = _layer_test(model, section)
-    names = []
-    for name, module in model.named_modules():
-        if not name or not in_layers(name) or is_excluded(name, section):
-            continue
-        if wanted == "embeddings":
-            chosen = module is embeddings
-        elif isinstance(wanted, str) and wanted in TARGET_WORDS:
-            chosen = eligible(module)
-        else:
-            chosen = eligible(module) and is_named(name, wanted)
-        if chosen:
-            names.append(name)
-    if not names:
-        raise _nothing_left()
-    return names
-
-
-def chosen_layers(model: nn.Module, section: Adapter) -> list[int] | None:
+def chosen_layers(stack: Stack, section: Adapter) -> list[int] | None:
     """The decoder layers that the recipe names; None for all. UserError where one is missing."""
     if section.layers is None:
         return None
-    count = len(decoder_layers(model))
+    count = stack.layers
+    if not count:
+        raise UserError("no list of decoder layers was found in the model", "adapter.layers",
+                        "leave adapter.layers out")
     if isinstance(section.layers, str):
         top = int(section.layers.removeprefix("last:"))
         if top > count:
@@ -64,20 +30,20 @@ def chosen_layers(model: nn.Module, section: Adapter) -> list[int] | None:
     return sorted(set(section.layers))
 
 
-def chosen_weights(model: nn.Module, section: Adapter, weights: list[Weight]) -> list[Weight]:
+def chosen_weights(stack: Stack, section: Adapter, weights: list[Weight]) -> list[Weight]:
     """The weights that the recipe's words choose. UserError when that is none."""
-    in_layers = _layer_test(model, section)
+    in_layers = layer_test(stack, section)
     chosen = [
         weight for weight in weights
         if in_layers(weight.name) and is_wanted(weight, section)
         and not _is_left_alone(weight, section) and not is_excluded(weight.label, section)
     ]
     if not chosen:
-        raise _nothing_left()
+        raise nothing_left()
     return chosen
 
 
-def realised_rank(model: nn.Module, section: Adapter, weight: Weight) -> int:
+def realised_rank(stack: Stack, section: Adapter, weight: Weight) -> int:
     """The rank of a weight's adapter: a pattern's, or the recipe's.
 
     Divided among active experts where the recipe says so, and never above the number of experts
@@ -88,8 +54,15 @@ def realised_rank(model: nn.Module, section: Adapter, weight: Weight) -> int:
             return rank
     whole = section.rank or 1
     if weight.part == "experts" and section.rank_per_expert:
-        return math.ceil(whole / experts_per_token(model))
+        return math.ceil(whole / experts_per_token(stack))
     return min(whole, *weight.shape[-2:]) if weight.part == "router" else whole
+
+
+def low_rank_cost(stack: Stack, section: Adapter, weight: Weight) -> int:
+    """What LoRA on a weight trains, in parameters; experts that share an adapter have one."""
+    cost = weight.cost(realised_rank(stack, section, weight))
+    shares = weight.part == "experts" and section.experts == "shared"
+    return cost // weight.shape[0] if shares else cost
 
 
 def realised_alpha(section: Adapter, weight: Weight, rank: int) -> float | None:
@@ -141,14 +114,13 @@ def ends_in(names: Iterable[str], wanted: Iterable[str]) -> bool:
     return any(name == word or name.endswith(f".{word}") for word in wanted for name in names)
 
 
-def experts_per_token(model: nn.Module) -> int:
-    active = active_experts(model)
-    if active is None:
+def experts_per_token(stack: Stack) -> int:
+    if stack.active_experts is None:
         raise UserError("the model's configuration does not say how many experts a token is sent "
                         "to", "adapter.rank_per_expert",
                         "leave it out, and set the experts' rank with rank_pattern and "
                         "alpha_pattern")
-    return active
+    return stack.active_experts
 
 
 def _is_left_alone(weight: Weight, section: Adapter) -> bool:
@@ -161,21 +133,15 @@ def _is_left_alone(weight: Weight, section: Adapter) -> bool:
                    for word in section.modules_to_save))
 
 
-def _layer_test(model: nn.Module, section: Adapter) -> Callable[[str], bool]:
+def layer_test(stack: Stack, section: Adapter) -> Callable[[str], bool]:
     """A function from a name to whether it lies in one of the recipe's decoder layers."""
-    layers = chosen_layers(model, section)
+    layers = chosen_layers(stack, section)
     if layers is None:
         return lambda name: True
-    stack = decoder_layers(model)
-    prefix = next(name for name, module in model.named_modules() if module is stack)
-    number = re.compile(rf"{re.escape(prefix)}\.(\d+)(\.|$)")
+    number = re.compile(rf"{re.escape(stack.prefix)}\.(\d+)(\.|$)")
     return lambda name: (match := number.match(name)) is not None and int(match[1]) in layers
 
 
-def has_weights(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False))
-
-
-def _nothing_left() -> UserError:
+def nothing_left() -> UserError:
     return UserError("the recipe's words leave no layer to adapt", "adapter.target_modules",
                      "name other layers, or leave out exclude_modules and layers")

@@ -8,20 +8,11 @@ from torch import nn
 
 from lorafit.model.adapters.add import add_adapter
 from lorafit.model.adapters.facts import describe
-from lorafit.model.choice import matched_names, realised_rank
-from lorafit.model.inventory import (
-    LINEAR,
-    Part,
-    Weight,
-    active_experts,
-    decoder_layers,
-    endings,
-    is_norm,
-    is_tied,
-    layer_kind,
-    weights_of,
-)
+from lorafit.model.choice import low_rank_cost, realised_rank
+from lorafit.model.inventory import is_norm, is_tied, stack_of, weights_of
+from lorafit.model.named_modules import matched_names
 from lorafit.model.targets import resolve_targets
+from lorafit.model.weights import LINEAR, Part, Stack, Weight, endings, layer_kind
 from lorafit.recipe.adapter import Adapter
 
 # A trained parameter in float32: its value, its gradient and AdamW's two moments.
@@ -89,10 +80,10 @@ def survey(model: Any, section: Adapter, rank: int, stored: str = "none") -> Sur
     `rank` is what costs are given for, where the section does not say another for a layer.
     UserError when the section does not fit the model.
     """
-    weights = weights_of(model)
+    weights, stack = weights_of(model), stack_of(model)
     targets = resolve_targets(model, section, stored)
     chosen = _adapted(model, section)
-    kinds = _kinds(model, section, rank, weights, chosen)
+    kinds = _kinds(stack, section, rank, weights, chosen)
     norms = [sum(p.numel() for p in module.parameters(recurse=False))
              for module in model.modules() if is_norm(module)]
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -100,11 +91,11 @@ def survey(model: Any, section: Adapter, rank: int, stored: str = "none") -> Sur
     counted = sum(kind.parameters for kind in kinds if not (tied and kind.part == "head"))
     facts: dict[str, Any] = {
         "model_type": model.config.model_type, "parameters": parameters,
-        "decoder_layers": _layers(model), "active_experts": active_experts(model),
+        "decoder_layers": stack.layers, "active_experts": stack.active_experts,
         "experts": max((weight.shape[0] for weight in weights if weight.is_fused), default=0),
         "tied": tied, "kinds": kinds, "norms": len(norms), "norm_parameters": sum(norms),
         "uncounted": parameters - counted - sum(norms),
-        "choices": _choices(model, section, rank, weights), "remarks": targets.remarks,
+        "choices": _choices(stack, section, rank, weights), "remarks": targets.remarks,
     }
     trained = None if section.row.needs_weights else describe(
         add_adapter(model, section, 0, "")).trainable_parameters
@@ -119,15 +110,15 @@ def _adapted(model: nn.Module, section: Adapter) -> set[str]:
     return set(matched_names(model, section))
 
 
-def _kinds(model: nn.Module, section: Adapter, rank: int, weights: list[Weight],
+def _kinds(stack: Stack, section: Adapter, rank: int, weights: list[Weight],
            chosen: set[str]) -> list[Kind]:
     alike: dict[tuple[Part, str, tuple[int, ...]], list[Weight]] = {}
     for weight in weights:
         alike.setdefault((weight.part, layer_kind(weight.label), weight.shape), []).append(weight)
     kinds = []
     for (part, kind, shape), group in alike.items():
-        own = _rank(model, section, rank, group[0])
-        cost = sum(_cost(model, section, rank, weight) for weight in group)
+        own = realised_rank(stack, _lora(section, rank), group[0])
+        cost = sum(low_rank_cost(stack, _lora(section, rank), weight) for weight in group)
         adapted = sum(_is_in(weight, chosen) for weight in group)
         kinds.append(Kind(kind, part, len(group), shape, len(group) * math.prod(shape), own, cost,
                           BYTES_PER_TRAINED * cost, adapted))
@@ -140,20 +131,12 @@ def _is_in(weight: Weight, chosen: set[str]) -> bool:
                                      and weight.name.rpartition(".")[0] in chosen)
 
 
-def _rank(model: nn.Module, section: Adapter, rank: int, weight: Weight) -> int:
-    """What LoRA would have here: the section's rank where it is LoRA's, or `rank`."""
-    lora = section if section.method == "lora" else Adapter(rank=rank)
-    return realised_rank(model, lora, weight)
+def _lora(section: Adapter, rank: int) -> Adapter:
+    """The section where it is LoRA's, or LoRA at `rank`."""
+    return section if section.method == "lora" else Adapter(rank=rank)
 
 
-def _cost(model: nn.Module, section: Adapter, rank: int, weight: Weight) -> int:
-    """What LoRA on a weight would train; experts that share an adapter have one."""
-    cost = weight.cost(_rank(model, section, rank, weight))
-    shares = weight.part == "experts" and section.experts == "shared"
-    return cost // weight.shape[0] if shares else cost
-
-
-def _choices(model: nn.Module, section: Adapter, rank: int,
+def _choices(stack: Stack, section: Adapter, rank: int,
              weights: list[Weight]) -> list[Choice]:
     """Lines for a recipe: attention, the MLPs with all experts, and every linear layer."""
     choices = []
@@ -161,11 +144,6 @@ def _choices(model: nn.Module, section: Adapter, rank: int,
         meant = [weight for weight in weights if weight.part in parts]
         others = [weight.label for weight in weights if weight.part not in parts]
         if meant:
-            cost = sum(_cost(model, section, rank, weight) for weight in meant)
+            cost = sum(low_rank_cost(stack, _lora(section, rank), weight) for weight in meant)
             choices.append(Choice(name, endings([weight.label for weight in meant], others), cost))
     return choices
-
-
-def _layers(model: nn.Module) -> int:
-    lists = any(isinstance(module, nn.ModuleList) for module in model.modules())
-    return len(decoder_layers(model)) if lists else 0

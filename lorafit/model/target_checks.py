@@ -11,14 +11,15 @@ from lorafit.errors import Problem, UserError
 from lorafit.model.choice import (
     ends_in,
     experts_per_token,
-    has_weights,
     is_excluded,
     is_named,
     is_wanted,
     matches,
     realised_rank,
 )
-from lorafit.model.inventory import Weight, is_norm, layer_kind, module_words, weights_of
+from lorafit.model.inventory import is_norm, module_words, weights_of
+from lorafit.model.named_modules import has_weights
+from lorafit.model.weights import Stack, Weight, layer_kind
 from lorafit.recipe.adapter import TARGET_WORDS, Adapter
 from lorafit.recipe.methods import BITSANDBYTES
 
@@ -93,12 +94,12 @@ def refuse_patterns_of_nothing(section: Adapter, chosen: list[Weight]) -> None:
         raise UserError(problems=problems)
 
 
-def refuse_large_ranks(model: nn.Module, section: Adapter, chosen: list[Weight]) -> None:
+def refuse_large_ranks(stack: Stack, section: Adapter, chosen: list[Weight]) -> None:
     """A rank above a weight's smaller side trains weights that cannot change what is computed."""
     if section.method not in _LOW_RANK or section.rank is None:
         return
     for weight in chosen:
-        rank = realised_rank(model, section, weight)
+        rank = realised_rank(stack, section, weight)
         side = min(weight.shape[-2:])
         if rank > side:
             key = "rank_pattern" if any(matches(pattern, weight)
@@ -142,8 +143,8 @@ def refuse_on_parameters(model: nn.Module, section: Adapter, reached: list[Weigh
         raise UserError(problems=problems)
 
 
-def remarks_on(model: nn.Module, section: Adapter, weights: list[Weight], chosen: list[Weight],
-             stored: str) -> list[str]:
+def remarks_on(model: nn.Module, stack: Stack, section: Adapter, weights: list[Weight],
+               chosen: list[Weight], stored: str) -> list[str]:
     remarks = [*_caught_beside(section, weights, chosen), *_saves_more(model, section)]
     fused = [weight for weight in weights if weight.is_fused]
     if fused and section.method != "lora":
@@ -155,7 +156,7 @@ def remarks_on(model: nn.Module, section: Adapter, weights: list[Weight], chosen
         remarks.append(f"{stored} stores linear layers only: the experts' fused weights, "
                        f"{100 * held / total:.0f} % of the parameters, stay in 16 bits")
     if section.rank_per_expert:
-        rank, active = section.rank or 1, experts_per_token(model)
+        rank, active = section.rank or 1, experts_per_token(stack)
         if rank % active:
             remarks.append(f"rank {rank} over {active} active experts is {rank / active:.3g}: each "
                            f"expert has rank {math.ceil(rank / active)}, at the same scale")

@@ -11,11 +11,12 @@ from lorafit.model.choice import (
     chosen_layers,
     chosen_weights,
     ends_in,
-    matched_names,
     realised_alpha,
     realised_rank,
 )
-from lorafit.model.inventory import Weight, endings, module_words, weights_of
+from lorafit.model.inventory import module_words, stack_of, weights_of
+from lorafit.model.named_modules import matched_names
+from lorafit.model.weights import Stack, Weight, endings
 from lorafit.recipe.adapter import Adapter
 
 Number = TypeVar("Number", int, float)
@@ -47,28 +48,28 @@ def resolve_targets(model: nn.Module, section: Adapter, stored: str = "none") ->
 
     `stored` is how the base is quantised, where the model does not show it.
     """
-    where = section.row.where
+    where, stack = section.row.where, stack_of(model)
     if where in ("prompt", "layers"):
-        chosen_layers(model, section)
+        chosen_layers(stack, section)
         return Targets(None)
     checks.refuse_unmatched(model, section)
     if where != "linear":
         return Targets(module_words(model, matched_names(model, section)))
     weights = weights_of(model)
     checks.refuse_what_only_mixtures_have(section, weights)
-    chosen = chosen_weights(model, section, weights)
+    chosen = chosen_weights(stack, section, weights)
     is_lora = section.method == "lora"
     checks.refuse_patterns_of_nothing(section, chosen)
-    checks.refuse_large_ranks(model, section, chosen)
+    checks.refuse_large_ranks(stack, section, chosen)
     reached = _reached_as_parameters(model, chosen) if is_lora else []
     held = set(reached)
     if reached:
         checks.refuse_on_parameters(model, section, reached, weights, stored)
     modules = [weight.name for weight in chosen if weight not in held]
-    remarks = checks.remarks_on(model, section, weights, chosen, stored)
+    remarks = checks.remarks_on(model, stack, section, weights, chosen, stored)
     return Targets(
         module_words(model, modules), _parameter_words(model, reached),
-        *_patterns(model, section, chosen, reached), chosen=chosen,
+        *_patterns(stack, section, chosen, reached), chosen=chosen,
         share_experts=is_lora and section.experts == "shared", remarks=remarks,
     )
 
@@ -120,13 +121,13 @@ def _parameter_words(model: nn.Module, reached: list[Weight]) -> list[str]:
     return endings([weight.path for weight in reached], others, least=2)
 
 
-def _patterns(model: nn.Module, section: Adapter, chosen: list[Weight],
+def _patterns(stack: Stack, section: Adapter, chosen: list[Weight],
               reached: list[Weight]) -> tuple[dict[str, int], dict[str, float]]:
     """Ranks and alphas that differ from the recipe's, each by endings that mean only its layers."""
     ranks: dict[int, list[Weight]] = {}
     alphas: dict[float, list[Weight]] = {}
     for weight in chosen:
-        rank = realised_rank(model, section, weight)
+        rank = realised_rank(stack, section, weight)
         if rank != section.rank:
             ranks.setdefault(rank, []).append(weight)
         alpha = realised_alpha(section, weight, rank)

@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from lorafit.model.base import TORCH_DTYPES
-from lorafit.model.inventory import LINEAR, weights_of
+from lorafit.model.inventory import weights_of
+from lorafit.model.weights import LINEAR
 
 # Bytes of a linear layer's weight: 4-bit formats with a scale for each 64 numbers, scaled again.
 _PACKED = {"nf4": 0.516, "fp4": 0.516, "int8": 1.0}

@@ -16,10 +16,11 @@ from lorafit.model.adapters.add import add_adapter
 from lorafit.model.adapters.facts import describe
 from lorafit.model.adapters.files import load_adapter, save_adapter
 from lorafit.model.base import load_base, load_config, meta_model
-from lorafit.model.choice import matched_names
-from lorafit.model.inventory import decoder_layers, endings, is_linear, layer_kind, weights_of
+from lorafit.model.inventory import decoder_layers, is_linear, weights_of
+from lorafit.model.named_modules import matched_names
 from lorafit.model.survey import survey
 from lorafit.model.targets import resolve_targets
+from lorafit.model.weights import endings, layer_kind
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.schema import Model
 

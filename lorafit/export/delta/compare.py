@@ -16,8 +16,8 @@ from lorafit.export.delta.files import (
     refuse_other_than_lora,
 )
 from lorafit.model.base import resolve_base
-from lorafit.model.inventory import layer_kind
 from lorafit.model.trained import AdapterSource
+from lorafit.model.weights import layer_kind
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from lorafit.export.delta.facts import training_facts
 from lorafit.export.delta.files import LoraLayer, read_lora
 from lorafit.export.delta.merged import full_updates, merged_updates
 from lorafit.model.adapters.files import WEIGHTS, method_of, only_on
-from lorafit.model.inventory import layer_kind
 from lorafit.model.trained import AdapterSource
+from lorafit.model.weights import layer_kind
 from lorafit.recipe.methods import METHODS
 
 ENERGY = 0.99  # of Σσ², for `rank_99`

@@ -31,8 +31,8 @@ from lorafit.export.gguf.weights import file_name, neighbours, rotated_heads
 from lorafit.export.verify import Agreement
 from lorafit.model.adapters.files import load_adapter
 from lorafit.model.base import load_config
-from lorafit.model.inventory import Weight
 from lorafit.model.trained import AdapterSource
+from lorafit.model.weights import Weight
 from lorafit.run_dir import write_text
 
 ADAPTER = "adapter.gguf"

@@ -16,8 +16,9 @@ from lorafit.model.adapters.files import method_of, only_on
 from lorafit.model.adapters.lora import NOT_A_PRODUCT, base_name, lora_layers
 from lorafit.model.adapters.quiet import no_advice
 from lorafit.model.base import load_config, meta_model
-from lorafit.model.inventory import Weight, is_tied, weights_of
+from lorafit.model.inventory import is_tied, weights_of
 from lorafit.model.trained import AdapterSource
+from lorafit.model.weights import Weight
 from lorafit.recipe.methods import METHODS
 
 # Starts that alter the base. What lorafit saves is converted and does not name them.

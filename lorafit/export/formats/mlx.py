@@ -38,8 +38,9 @@ from lorafit.export.formats.one_rank import OneRank, at_one_rank
 from lorafit.export.formats.servers import served_base, what_was_done
 from lorafit.export.verify import Agreement
 from lorafit.model.base import load_config, meta_model, resolve_base
-from lorafit.model.inventory import Weight, decoder_layers
+from lorafit.model.inventory import decoder_layers
 from lorafit.model.trained import AdapterSource
+from lorafit.model.weights import Weight
 from lorafit.run_dir import write_json
 
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"

@@ -40,8 +40,9 @@ from lorafit.export.formats.servers import (
 )
 from lorafit.export.verify import Agreement
 from lorafit.model.base import load_config, meta_model
-from lorafit.model.inventory import Weight, linear_shape
+from lorafit.model.inventory import linear_shape
 from lorafit.model.trained import AdapterSource
+from lorafit.model.weights import Weight
 
 # Layers of a block that SGLang computes as one, and all that it knows by these names.
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))

@@ -44,8 +44,9 @@ from lorafit.export.formats.servers import (
 from lorafit.export.verify import Agreement
 from lorafit.model.adapters.lora import VLLM_RANKS
 from lorafit.model.base import load_config, meta_model
-from lorafit.model.inventory import Weight, is_tied, weights_of
+from lorafit.model.inventory import is_tied, weights_of
 from lorafit.model.trained import AdapterSource
+from lorafit.model.weights import Weight
 
 # Architectures whose class in vllm/model_executor/models/ of 0.32 lists embed_tokens and lm_head.
 _WITH_EMBEDDINGS = ("apertus", "exaone4", "granite", "granitemoe", "lfm2", "llama", "mixtral",

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lorafit.errors import UserError
 from lorafit.model.adapters.own import drawing, option
 from lorafit.model.choice import chosen_layers
-from lorafit.model.inventory import decoder_layers, is_norm
+from lorafit.model.inventory import decoder_layers, is_norm, stack_of
 from lorafit.recipe.adapter import Adapter
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -34,8 +34,8 @@ _PLACES = {"houlsby": ("attention", "mlp"), "pfeiffer": ("mlp",)}
 def configure(model: nn.Module, section: Adapter) -> dict[str, Any]:
     """Behind which blocks. UserError when a layer does not have one of each kind."""
     layers = decoder_layers(model)
-    chosen = chosen_layers(model, section)
-    prefix = next(name for name, module in model.named_modules() if module is layers)
+    stack = stack_of(model)
+    prefix, chosen = stack.prefix, chosen_layers(stack, section)
     blocks = [f"{prefix}.{number}.{_block(layers[number], f'{prefix}.{number}', kind)}"
               for number in (range(len(layers)) if chosen is None else chosen)
               for kind in _PLACES[option(section, "placement")]]

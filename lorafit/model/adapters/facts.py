@@ -7,8 +7,8 @@ import torch
 
 from lorafit.model.adapters.float32 import plain_name
 from lorafit.model.adapters.lora import base_name, lora_layers
-from lorafit.model.inventory import layer_kind
 from lorafit.model.stored import stands_for
+from lorafit.model.weights import layer_kind
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorafit.model.adapters.float32 import plain_name
-from lorafit.model.choice import matched_names
+from lorafit.model.named_modules import matched_names
 from lorafit.recipe.adapter import Adapter
 
 

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from lorafit.errors import UserError
 from lorafit.model.adapters.own import drawing
-from lorafit.model.choice import matched_names
 from lorafit.model.inventory import is_linear, linear_shape, module_words
+from lorafit.model.named_modules import matched_names
 from lorafit.recipe.adapter import Adapter
 
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from lorafit.errors import Problem, UserError
 from lorafit.model.adapters import starts
 from lorafit.model.choice import chosen_layers
-from lorafit.model.inventory import decoder_layers
+from lorafit.model.inventory import stack_of
 from lorafit.model.targets import Targets
 from lorafit.recipe.adapter import Adapter
 
@@ -275,13 +275,12 @@ def _prompt_tuning(model: Any, section: Adapter, targets: Targets,
 
 def _shadow(model: Any, section: Adapter, targets: Targets, total_steps: int) -> dict[str, Any]:
     """The shadow's state is handed from block to block, so the blocks have to lie side by side."""
-    blocks = decoder_layers(model)
-    chosen = chosen_layers(model, section) or list(range(len(blocks)))
+    stack = stack_of(model)
+    chosen = chosen_layers(stack, section) or list(range(stack.layers))
     if chosen != list(range(chosen[0], chosen[-1] + 1)):
         raise UserError("the layers of shadow have to lie side by side", "adapter.layers",
                         "use last:N, or a list without gaps")
-    prefix = next(name for name, module in model.named_modules() if module is blocks)
-    return {"target_modules": [f"{prefix}.{layer}" for layer in chosen]}
+    return {"target_modules": [f"{stack.prefix}.{layer}" for layer in chosen]}
 
 
 _MORE = {"adalora": _adalora, "ia3": _ia3, "llama_adapter": _llama_adapter, "p_tuning": _p_tuning,

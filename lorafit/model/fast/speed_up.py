@@ -16,7 +16,7 @@ from lorafit.model.fast import experts, linear, mlp, norm, proof
 from lorafit.model.fast.block import attention_blocks
 from lorafit.model.fast.head import OutputHead, find_head, hidden_states
 from lorafit.model.fast.watch import Seen, watch
-from lorafit.model.inventory import layer_kind
+from lorafit.model.weights import layer_kind
 from lorafit.recipe.auto import Decision
 
 AtHand = Callable[[Sequence[nn.Module]], AbstractContextManager[None]]
