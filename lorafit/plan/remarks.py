@@ -137,7 +137,8 @@ def _variants(run: Run) -> Iterator[Remark]:
     variant = "DoRA" if adapter.dora else "" if adapter.method in ("lora", "full", "paca") \
         else adapter.method
     if variant:
-        yield Remark("adapter.method", f"{variant} beside plain LoRA: compare them after a sweep "
+        key = "adapter.dora" if adapter.dora else "adapter.method"
+        yield Remark(key, f"{variant} beside plain LoRA: compare them after a sweep "
                      "of the learning rate for each; nine variants ended within 1 to 2 % once "
                      "tuned", "arXiv 2602.04998", "measured")
 

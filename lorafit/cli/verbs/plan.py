@@ -1,0 +1,50 @@
+"""What `lorafit plan` does. Nothing here imports torch, unless it is asked to measure."""
+
+import sys
+from pathlib import Path
+
+from lorafit.cli.before import check_cheaply, settle_hub
+from lorafit.errors import UserError
+from lorafit.plan.machine import Machine, described, this_machine
+from lorafit.recipe.loading import load_recipe
+from lorafit.recipe.schema import Recipe
+from lorafit.run_dir import RunDir
+
+WILL_NOT_FIT = 1
+
+
+def plan(recipe_path: Path, overrides: list[str], *, gpu_memory: str | None, devices: int | None,
+         measure: bool, calibrate: bool, price: float | None, sources: bool,
+         as_json: bool) -> None:
+    recipe = load_recipe(recipe_path, overrides)
+    machine = _machine(gpu_memory, devices)
+    check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True, checks=False)
+    settle_hub(recipe)
+    from lorafit.cli import show_plan
+    from lorafit.plan import plan as plans
+
+    found = plans.plan(recipe, machine, measure_loss=_base_loss if measure else None)
+    if as_json:
+        show_plan.as_json(found)
+    else:
+        show_plan.plan(found, sources=sources)
+
+
+def _machine(gpu_memory: str | None, devices: int | None) -> Machine:
+    if gpu_memory is not None:
+        return described(gpu_memory, devices or 1)
+    machine = this_machine()
+    if devices is None:
+        return machine
+    if machine.is_here and devices > machine.devices and machine.device.kind == "cuda":
+        raise UserError(f"this machine has {machine.devices}", f"--devices {devices}",
+                        "describe another one with --gpu-memory")
+    return Machine(machine.device, devices, machine.memory_bytes // (
+        devices if machine.device.kind == "cpu" else 1), machine.is_here, machine.threads)
+
+
+def _base_loss(recipe: Recipe) -> float:
+    from lorafit.evaluate.base_loss import ROWS, base_loss
+
+    print(f"measuring the base's loss on {ROWS} rows …", file=sys.stderr, flush=True)
+    return base_loss(recipe)
