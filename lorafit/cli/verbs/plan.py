@@ -18,7 +18,8 @@ def plan(recipe_path: Path, overrides: list[str], *, gpu_memory: str | None, dev
          as_json: bool) -> None:
     recipe = load_recipe(recipe_path, overrides)
     machine = _machine(gpu_memory, devices)
-    check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True, checks=False)
+    check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True, checks=False,
+                  weights=False)
     settle_hub(recipe)
     from lorafit.cli import show_plan
     from lorafit.plan import plan as plans
