@@ -13,9 +13,8 @@ from lorafit.bench.machine import now_s
 from lorafit.bench.request import Request
 from lorafit.bench.shapes import Shape
 from lorafit.bench.workload import Workload, of_request
-from lorafit.model.device import find_device
 from lorafit.model.inventory import stack_of, weights_of
-from lorafit.plan.calibration import Calibration, Measured, fit
+from lorafit.plan.calibration import Calibration, Key, Measured, fit, keep
 from lorafit.plan.shapes import Shapes
 from lorafit.plan.sizes import Sizes
 from lorafit.plan.trained import trained_of
@@ -47,20 +46,20 @@ def _cases(quantization: str, dtype: str) -> Iterator[_Case]:
                                    quantization=quantization))
 
 
-def calibrate(dtype: str, quantization: str,
-              watch: Callable[[str], None] = lambda text: None) -> Calibration:
-    """Measure this device. watch: is told what is measured."""
-    _, facts = find_device()
+def calibrate(key: Key, watch: Callable[[str], None] = lambda text: None) -> Calibration:
+    """Measure this device, and keep what was found. watch: is told what is measured."""
     measured = []
-    for case in _cases(quantization, dtype):
+    for case in _cases(key.stored, key.dtype):
         watch(f"width {case.shape.hidden}, rows of about {case.request.length} tokens")
         workload = of_request(case.request, case.shape)
         measured.append(_measure(workload))
-        if quantization == "none":
+        if key.stored == "none":
             full = replace(workload, adapter=Adapter(method="full"))
             if case.shape.layers <= 4 and case.request.length <= 128:
                 measured.append(_measure(full))
-    return fit(facts.name, measured)
+    found = fit(key.device, measured)
+    keep(key, found)
+    return found
 
 
 def _measure(workload: Workload) -> Measured:

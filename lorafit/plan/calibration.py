@@ -20,6 +20,7 @@ from lorafit import __version__
 from lorafit.cache_dir import cache_directory
 from lorafit.errors import UserError
 from lorafit.json_files import read_object
+from lorafit.plan.machine import Machine
 from lorafit.plan.work import Work
 
 UNITS = tuple(field.name for field in fields(Work))
@@ -57,6 +58,13 @@ class Key:
     threads: int
     dtype: str
     stored: str
+
+    @classmethod
+    def of(cls, machine: Machine, dtype: str, quantization: str) -> "Key":
+        """Of what a recipe computes in on a machine."""
+        is_cpu = machine.device.kind == "cpu"
+        return cls(machine.processor if is_cpu else machine.device.name,
+                   machine.threads if is_cpu else 1, dtype, quantization)
 
     @property
     def path(self) -> Path:
