@@ -51,13 +51,16 @@ def work_of(shapes: Shapes, trained: Trained, rows: Rows, *, recomputation: str 
             quantised: bool = False) -> Work:
     """Of a step that trains `trained`; `recomputation` as training.activation_checkpointing."""
     adapted = {weight.label: rank for weight, rank in trained.adapted}
+    # As in an evaluation: all lies below the lowest layer that is trained.
+    is_forward = trained.lowest_layer >= shapes.sizes.layers
     flops = numbers = stored = 0.0
     for weight in shapes.weights:
         if weight.part == "embeddings":
             continue
         if weight.part == "head":
             # Forward, and backward to the hidden states, for tokens with a loss.
-            passes = 6 if trained.method == "full" and weight.label in adapted else 4
+            is_trained = trained.method == "full" and weight.label in adapted
+            passes = 2 if is_forward else 6 if is_trained else 4
             out, into = weight.shape
             flops += rows.supervised_tokens * passes * out * into
             numbers += rows.supervised_tokens * (out + into)
@@ -73,7 +76,7 @@ def work_of(shapes: Shapes, trained: Trained, rows: Rows, *, recomputation: str 
         if trained.method == "full":
             flops += tokens * 2 * out * into if rank else 0
         elif rank:
-            flops += tokens * rank * (out + into) * (6 + again)
+            flops += tokens * rank * (out + into) * ((2 if is_below else 6) + again)
         numbers += tokens * (out + into) * (passes + again) / 4
         if quantised and weight.part in LINEAR:
             stored += math.prod(weight.shape) * rows.micro_batches * (passes + again) / 2
