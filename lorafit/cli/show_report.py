@@ -133,10 +133,7 @@ def over(standing: Glance) -> None:
         console.print(f"next      lorafit train {path}/recipe.yaml --resume", markup=False)
 
 
-def written(page: Path, plots: Sequence[Path], remarks: Sequence[str]) -> None:
-    """Where the page is, and what is not in it."""
-    for remark in remarks:
-        console.print(safe(remark), markup=False)
+def written(page: Path, plots: Sequence[Path]) -> None:
     console.print(f"{page} written ({page.stat().st_size / 1e3:,.0f} kB)", markup=False)
     if plots:
         console.print(f"{len(plots)} plots in {plots[0].parent}", markup=False)

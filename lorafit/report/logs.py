@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 Line = dict[str, Any]
 RATE_STEPS = 20
@@ -111,7 +111,7 @@ def best_evaluation(lines: Iterable[Line]) -> tuple[int, float] | None:
     return step, loss
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lorafit.cli.before import refuse_taken_json
+from lorafit.cli.before import refuse_taken_json, settle_hub_for
 from lorafit.cli.show_inspect import either
 from lorafit.errors import MachineError, UserError
 from lorafit.report.glance import Glance, State, find_runs, glance
@@ -57,3 +57,28 @@ def follow(path: Path) -> None:
             f"{path}: killed after step {ended.step:,}: {ended.remark}\n    go on with lorafit "
             f"train {path}/recipe.yaml --resume")
     show_report.over(ended)
+
+
+def report(paths: list[Path], output: Path, *, force: bool, tokens: int | None,
+           png: Path | None) -> None:
+    from lorafit import libraries
+    from lorafit.cli import show, show_report
+    from lorafit.report.writing import refuse_report, write_report
+
+    stories = refuse_report(paths, output, png, force=force)
+    for story in stories:
+        if tokens is not None:
+            _refuse_without_result(story)
+    if tokens is None:
+        libraries.settle(needs_hub=False)
+    else:
+        settle_hub_for(paths[0], None, *paths[1:])
+    made = write_report(stories, output, tokens, png, show.progress)
+    show_report.written(made.page, made.plots)
+
+
+def _refuse_without_result(story: Any) -> None:
+    """Tokens are measured with the weights that the run came to."""
+    if not story.result:
+        raise UserError("the run has no result yet", str(story.run.path),
+                        "leave out --tokens, or finish the run with --resume")
