@@ -77,7 +77,7 @@ def followed(news: Iterator[News], display: Display, processes: int) -> Glance:
             for line in lines:
                 best = _told(line, best, display, processes)
             for answer in answers:
-                display.sample(str(answer.get("prompt", "")), str(answer.get("answer", "")))
+                display.sample(_shown(answer.get("prompt")), _shown(answer.get("answer")))
         assert standing is not None
         return standing
     finally:
@@ -114,6 +114,10 @@ def _told(line: Line, best: float, display: Display, processes: int) -> float:
     elif said := line.get("warning") or line.get("skipped"):
         display.say(safe(f"warning: step {step}: {said}"))
     return best
+
+
+def _shown(text: object) -> str:
+    return safe(" ".join(str(text).split()))
 
 
 def _number(line: Line, key: str) -> float:

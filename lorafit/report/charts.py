@@ -71,7 +71,8 @@ def _chart(stories: Sequence[Story], key: str, title: str, unit: str,
               if curve.look is not Look.SMOOTH)
     values = [y for curve in found for _, y in curve.points if math.isfinite(y)]
     log = log and bool(values) and min(values) > 0 and max(values) > 20 * min(values)
-    remark = f"{bad} values that are not finite are gaps." if bad else ""
+    remark = ("" if not bad else "1 value that is not finite is a gap." if bad == 1 else
+              f"{bad:,} values that are not finite are gaps.")
     return Chart(key, title, unit, [Curve(each.run, each.name, each.look, thinned(each.points))
                                     for each in found], log=log, remark=remark)
 

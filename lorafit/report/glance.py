@@ -137,7 +137,7 @@ def _read(run: RunDir, last: Glance) -> Glance:
     total = record.get("plan", {}).get("total_steps")
     return Glance(
         last.path, state, max((line["step"] for line in tail), default=0),
-        total if is_number(total) else None, steps[-1]["loss"] if steps else None,
+        int(total) if is_number(total) else None, steps[-1]["loss"] if steps else None,
         best[1] if best else None, best[0] if best else None, last.checkpoint,
         tokens_per_s(steps), last.at, remark)
 

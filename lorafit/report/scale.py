@@ -36,7 +36,7 @@ class Scale:
         step = next(power * each for each in _STEPS if power * each >= rough * 0.999)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
-        return [round(k * step, 12) for k in range(first, last + 1)]
+        return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
 
 
 def scale_of(values: Iterable[float], start: float, end: float, *, log: bool = False,
@@ -48,7 +48,7 @@ def scale_of(values: Iterable[float], start: float, end: float, *, log: bool = F
         return Scale(low / 1.15, high * 1.15, start, end, log=True)
     margin = 0 if snug else (high - low) * 0.06
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-30):
-        margin = abs(high) * 0.1 or 1.0
+        margin = abs(high) * 0.1 if abs(high) > 1e-200 else 1.0
     floor = low - margin
     return Scale(0.0 if low >= 0 > floor else floor, high + margin, start, end)
 

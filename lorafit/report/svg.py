@@ -32,7 +32,7 @@ class Size:
     bottom: int = 36
 
 
-WIDE = Size(820, 330)
+WIDE = Size(1000, 360)
 
 
 def drawn(chart: Chart, names: Sequence[str], size: Size = Size()) -> str:

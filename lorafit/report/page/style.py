@@ -27,7 +27,7 @@ table { border-collapse: collapse; } td, th { padding: .2rem .6rem; text-align: 
   vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } td:first-child, th:first-child { text-align: left; padding-left: 0; }
 table.words td, table.words th { text-align: left; }
-table.words td { overflow-wrap: anywhere; } table.words tbody th { white-space: nowrap; }
+table.words td { overflow-wrap: break-word; } table.words tbody th { white-space: nowrap; }
 thead th { vertical-align: bottom; }
 tbody th { font-weight: normal; color: var(--quiet); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: .6rem .8rem;
@@ -64,7 +64,8 @@ td.dead { outline: 2px solid var(--bad); outline-offset: -2px; }
 .tokens span:hover, .tokens span:focus { outline: 1px solid var(--text); }
 .tokens .x { color: var(--quiet); }
 .differs { font-weight: 600; }
-@media (max-width: 40rem) { .wide-only { display: none; } .narrow { display: block; }
+@media (max-width: 48rem) { .wide-only { display: none; } .narrow { display: block; } }
+@media (max-width: 40rem) {
   td, th { padding: .15rem .35rem; } body { padding: .6rem; } table.map { font-size: 12px; }
   table.map td { padding: .1rem .2rem; } table.map thead th:not(:first-child) {
   writing-mode: vertical-rl; text-align: right; padding: .3rem .1rem; }

@@ -47,8 +47,9 @@ def tokens(story: Story, found: TokenLosses | None, rows: int) -> str:
     rose = sum(row.change > 0 for row in found.rows)
     said = (f"<p>{len(shown)} of {len(found.rows)} {line(found.of)}: those whose loss rose most "
             f"(or fell least), then those whose fell most. It rose in {rose}. Tokens whose loss "
-            f"<b class='d'>fell</b>, <b class='u'>rose</b> (underlined too), in full colour from {_FULL_NATS:g} nats; "
-            "grey: not trained. Each token says its loss when pointed at.</p>")
+            f"<b class='d'>fell</b>, <b class='u'>rose</b> (underlined too), in full colour "
+            f"from {_FULL_NATS:g} nats; grey: not trained. Each token says its loss when pointed "
+            "at.</p>")
     return said + "".join(map(_row, shown))
 
 
