@@ -83,6 +83,7 @@ from lorafit.train.standing import WRITING, Kind, Standing
 from lorafit.train.strategy.choose import choose
 from lorafit.train.strategy.strategy import Strategy
 from lorafit.train.strategy.wanted import AUTO, Wanted, refuse_ranks, with_environment
+from lorafit.train.trackers import NO_TRACKERS, refuse_missing, start_trackers
 from lorafit.train.watch import Watch
 
 
@@ -111,6 +112,7 @@ def _train_as_rank(recipe: Recipe, resume: bool, announce: Callable[[Record], No
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     recipe = with_absolute_paths(recipe)
+    refuse_missing(recipe.output)
     run = RunDir(Path(recipe.output.dir))
     device, device_facts = find_device()
     wanted = with_environment(wanted)
@@ -276,6 +278,8 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
         keep_record(run, record, progress)
         announce(record)
 
+    trackers = start_trackers(recipe, run, progress.step, display.say) \
+        if strategy.is_main else NO_TRACKERS
     timer = _FirstStep(display, started_s)
     stop.training()
     job = Job(
@@ -283,11 +287,12 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
         prepared.tokenizer.pad_token_id or 0, recipe.training, prepared.plan, run, timer,
         Sampler(recipe.training.sample_prompts, make_renderer(recipe.data, prepared.tokenizer),
                 recipe.training.sample_tokens),
-        stop, rule, Watch(losses), fit,
+        stop, rule, Watch(losses), fit, trackers=trackers,
     )
     try:
         progress = run_loop(job, progress)
     finally:
+        trackers.finish()
         display.stop()
     result = Result(
         progress, kept_step(recipe, progress), time.perf_counter() - started_s,
