@@ -99,14 +99,15 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     lorafit.errors.
     """
     standing, stop = Standing(), stop or StopRequest()
-    with watched(standing, stop, rank_timeout_s):
+    with watched(standing, stop, rank_timeout_s) as is_set_up:
         return _train_as_rank(recipe, resume, announce, started_s, or_start, stop, wanted,
-                              rank_timeout_s, standing)
+                              rank_timeout_s, standing, is_set_up)
 
 
 def _train_as_rank(recipe: Recipe, resume: bool, announce: Callable[[Record], None],
                    started_s: float, or_start: bool, stop: StopRequest, wanted: Wanted,
-                   rank_timeout_s: float, standing: Standing) -> Result:
+                   rank_timeout_s: float, standing: Standing,
+                   is_set_up: Callable[[], None]) -> Result:
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
@@ -121,6 +122,7 @@ def _train_as_rank(recipe: Recipe, resume: bool, announce: Callable[[Record], No
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=2 * rank_timeout_s + 1800))
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no",
                               gradient_accumulation_plugin=once, kwargs_handlers=[patience])
+    is_set_up()
     with standing.during(Kind.COMMUNICATION, "waiting for the others"):
         agree(accelerator, recipe, device_facts)
     with ExitStack() as held:
