@@ -212,7 +212,8 @@ def _beside(story: Story, several: bool) -> list[tuple[str, ...]]:
     sides = [
         ("peak memory", told.get("peak_memory_bytes"), peak_bytes(story), bytes_of),
         ("a step, median", told.get("step_s"), step_s, seconds),
-        ("the whole run (measured with loading)", told.get("total_s"), _number(story.result, "seconds"), seconds),
+        ("the whole run (measured with loading)", told.get("total_s"),
+         _number(story.result, "seconds"), seconds),
     ]
     rows: list[tuple[str, ...]] = [
         (name + title, words(said), words(seen) if seen else "",
