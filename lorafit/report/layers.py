@@ -40,12 +40,17 @@ def layers_of(story: Story) -> LayerMap:
     if story.weights is None:
         return LayerMap("", why_not="no weights were saved yet")
     from lorafit.export.delta.inspection import inspect_adapter
+    from lorafit.model.adapters.files import method_of
     from lorafit.model.trained import open_adapter
 
     directory = story.weights
     of = "the result" if directory == story.run.adapter else directory.name
     try:
-        seen = inspect_adapter(open_adapter(directory), with_base=False)
+        source = open_adapter(directory)
+        if (method := method_of(source.config)) != "lora":
+            return LayerMap(of, why_not=f"what {method} does to a layer cannot be told without "
+                            f"the base; lorafit inspect {story.run.path} reads that too")
+        seen = inspect_adapter(source, with_base=False)
     except UserError as error:
         return LayerMap(of, why_not=error.problems[0].what)
     if not seen.layers:

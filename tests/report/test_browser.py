@@ -36,7 +36,8 @@ class Browser:
         mover = ("import os, sys; theirs, to_us = map(int, sys.argv[1:3]); "
                  "low = [os.dup(each) for each in (theirs, to_us)]; "
                  "os.dup2(low[0], 3); os.dup2(low[1], 4); "
-                 "os.set_inheritable(3, True); os.set_inheritable(4, True); os.execv(sys.argv[3], sys.argv[3:])")
+                 "os.set_inheritable(3, True); os.set_inheritable(4, True); "
+                 "os.execv(sys.argv[3], sys.argv[3:])")
         self.process = subprocess.Popen(  # it reads from 3 and writes to 4
             [sys.executable, "-c", mover, str(theirs), str(to_us), *arguments],
             pass_fds=(theirs, to_us), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -129,10 +129,12 @@ def test_what_was_predicted_stands_beside_what_was_measured(finished: Path, tmp_
     record = json.loads((finished / "record.json").read_text())
     peak = json.loads((finished / "result.json").read_text())["peak_memory_bytes"]
     record["predicted"] = {"memory_bytes": {"base": 2**20}, "peak_memory_bytes": peak * 2,
-                           "step_s": 1.0, "total_s": 10.0}
+                           "step_s": None, "total_s": 10.0, "based_on": "rates <of> this device"}
     (finished / "record.json").write_text(json.dumps(record))
     text = write(tmp_path, finished).split("Predicted and measured</h2>")[1]
     assert "<td>0.50</td>" in text
+    assert "a step, median" not in text  # nothing was said of it
+    assert "Predicted from rates &lt;of&gt; this device." in text
     assert "memory for base</th><td>1.0 MiB</td>" in text
 
 

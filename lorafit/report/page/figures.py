@@ -42,7 +42,10 @@ def predicted(stories: Sequence[Story]) -> str:
         return ""
     rows = [row for story in told for row in _beside(story, len(stories) > 1)]
     heads = ["", "predicted", "measured", "measured / predicted"]
-    return table(heads, rows)
+    sources = dict.fromkeys(line(story.predicted["based_on"]) for story in told
+                            if isinstance(story.predicted.get("based_on"), str))
+    return table(heads, rows) + "".join(f"<p class='quiet'>Predicted from {source}.</p>"
+                                        for source in sources)
 
 
 def _of_each(stories: Sequence[Story], wanted: Sequence[tuple[str, _Figure]]) -> str:
@@ -205,10 +208,12 @@ def _mean(report: dict[str, Any]) -> str:
 def _beside(story: Story, several: bool) -> list[tuple[str, ...]]:
     told, name = story.predicted, f"{line(story.name)}: " if several else ""
     spent = _spent(story)
+    step_s = _number(story.result, "step_s") or (median(spent) if spent else 0.0)
     sides = [
         ("peak memory", told.get("peak_memory_bytes"), peak_bytes(story), bytes_of),
-        ("a step, median", told.get("step_s"), median(spent) if spent else 0.0, seconds),
-        ("the whole run", told.get("total_s"), _number(story.result, "seconds"), seconds),
+        ("a step, median", told.get("step_s"), step_s, seconds),
+        ("the whole run (measured with loading)", told.get("total_s"),
+         _number(story.result, "seconds"), seconds),
     ]
     rows: list[tuple[str, ...]] = [
         (name + title, words(said), words(seen) if seen else "",

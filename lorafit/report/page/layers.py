@@ -33,8 +33,8 @@ def _map(found: LayerMap, title: str, figure_: str, value: Callable[[Cell], floa
         f"<tr><th scope='row'>{line(name)}</th>"
         + "".join(_cell(cell, None if cell is None else value(cell), most) for cell in cells)
         + "</tr>" for name, cells in zip(found.rows, found.cells, strict=True))
-    return (f"<h3>{title}</h3><div class='scroll'><table class='map'><thead><tr><th scope='col'>"
-            f"layer</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>")
+    return (f"<h3>{title}</h3><div class='scroll' tabindex='0'><table class='map'><thead><tr>"
+            f"<th scope='col'>layer</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>")
 
 
 def _cell(cell: Cell | None, value: float | None, most: float) -> str:

@@ -27,7 +27,8 @@ table { border-collapse: collapse; } td, th { padding: .2rem .6rem; text-align: 
   vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } td:first-child, th:first-child { text-align: left; padding-left: 0; }
 table.words td, table.words th { text-align: left; }
-table.words td { overflow-wrap: break-word; } table.words tbody th { white-space: nowrap; }
+table.words td { overflow-wrap: break-word; } table.long td { overflow-wrap: anywhere; }
+ table.words tbody th { white-space: nowrap; }
 thead th { vertical-align: bottom; }
 tbody th { font-weight: normal; color: var(--quiet); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: .6rem .8rem;

@@ -17,14 +17,15 @@ def block(text: str) -> str:
                    for part, hidden in split_hidden(text))
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: bool = False) -> str:
-    """A table whose first column names its rows. Cells are HTML."""
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: str = "") -> str:
+    """A table whose first column names its rows. Cells are HTML. words: its class, where cells
+    hold words and no numbers: `words`, or `words long` where a word may be as long as a line."""
     head = "".join(f"<th scope='col'>{each}</th>" for each in heads)
     body = "".join(f"<tr><th scope='row'>{first}</th>"
                    + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
                    for first, *rest in rows)
-    kind = " class='words'" if words else ""
-    return (f"<div class='scroll'><table{kind}><thead><tr>{head}</tr></thead>"
+    kind = f" class='{words}'" if words else ""
+    return (f"<div class='scroll' tabindex='0'><table{kind}><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table></div>")
 
 

@@ -29,7 +29,7 @@ def samples(story: Story) -> str:
 def _answers(answers: Sequence[tuple[int, str]]) -> str:
     def shown(some: Sequence[tuple[int, str]]) -> str:
         return table(["step", "answer"], [(f"{step:,}", block(text)) for step, text in some],
-                     words=True)
+                     words="words long")
 
     if len(answers) <= 3:
         return shown(answers)
@@ -75,7 +75,7 @@ def notes(story: Story) -> str:
     found = story.notes
     more = f"<p class='quiet'>and {len(found) - _NOTES:,} more</p>" if len(found) > _NOTES else ""
     return table(["step", ""], [(f"{step:,}", line(text)) for step, text in found[:_NOTES]],
-                 words=True) + more
+                 words="words long") + more
 
 
 def decisions(story: Story) -> str:
@@ -86,7 +86,7 @@ def decisions(story: Story) -> str:
     found = story.record.get("decisions")
     rows = [(line(each.get("key", "")), line(each.get("value", "")), line(each.get("reason", "")))
             for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-    return said + table(["", "", "why"], rows, words=True)
+    return said + table(["", "", "why"], rows, words="words")
 
 
 def recipe(story: Story) -> str:
@@ -103,7 +103,7 @@ def differences(stories: Sequence[Story]) -> str:
             rows.append((line(key), *(_value(value, values[0]) for value in values)))
     if not rows:
         return "<p>The recipes are the same but for output.dir.</p>"
-    return table(["key", *(line(story.name) for story in stories)], rows, words=True)
+    return table(["key", *(line(story.name) for story in stories)], rows, words="words")
 
 
 def _value(value: Any, first: Any) -> str:
