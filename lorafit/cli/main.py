@@ -17,6 +17,7 @@ from lorafit.secrets import redacted
 # Each puts its verbs on app; --help lists them in this order.
 # isort: off
 import lorafit.cli.commands.recipe
+import lorafit.cli.commands.study
 import lorafit.cli.commands.cluster
 import lorafit.cli.commands.run
 import lorafit.cli.commands.evaluate
