@@ -21,17 +21,20 @@ class Progress:
 
     def __init__(self, json_to: Path | None, expected: int) -> None:
         self._file = sys.stderr if str(json_to) == "-" else sys.stdout
-        self._expected, self._done, self._seconds = expected, 0, 0.0
+        self._expected, self._done, self._before = expected, 0, 0
         self._said: dict[str, float] = {}
 
     def begin(self, text: str) -> None:
         print(text, file=self._file, flush=True)
 
+    def known(self, trials: int) -> None:
+        if self._done == 0:
+            self._before += trials
+
     def ended(self, outcome: Any, seconds: float, left: int, jobs: int) -> None:
         from lorafit.train.display import duration
 
         self._done += 1
-        self._seconds += seconds
         if outcome.problem is not None:
             told = outcome.problem.splitlines()[0]
         else:
@@ -39,9 +42,10 @@ class Progress:
         print(f"{self._done:>4}  {outcome.name}: {told} ({duration(seconds)})", file=self._file,
               flush=True)
         if self._done == 1:
-            ahead = max(left, self._expected - 1)
-            print(f"      about {duration(seconds * ahead / jobs)} for {ahead} more",
-                  file=self._file, flush=True)
+            ahead = max(left, self._expected - self._before - 1)
+            if ahead:
+                print(f"      about {duration(seconds * ahead / jobs)} for {ahead} more",
+                      file=self._file, flush=True)
 
     def waits(self, name: str) -> None:
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lorafit.study.draw import Point, Series, chart
+from lorafit.study.noise import Spread
 from lorafit.study.regret import ArmResult, Regret
 
 REGRET_HEADINGS = ("arm", "best rate", "of full's", "held-out loss", "less full's",
@@ -60,9 +61,19 @@ def regret_page(found: Regret, plot: str) -> str:
             f"{'diverged' if each.loss is None else format(each.loss, '.4f')}"
             for each in arm.tried) for arm in found.arms),
     ]
+    if seeds > 1:
+        lines += ["", "Mean over seeds at the two best of these (± their standard deviation):", "",
+                  *(f"- {arm.name}: " + ", ".join(map(_candidate, arm.candidates))
+                    for arm in found.arms if arm.candidates)]
     if found.remarks:
         lines += ["", *(f"- Note: {remark}." for remark in found.remarks)]
     return "\n".join(lines) + "\n"
+
+
+def _candidate(candidate: tuple[float, Spread]) -> str:
+    rate, loss = candidate
+    noise = "" if loss.deviation is None else f" ± {loss.deviation:.4f}"
+    return f"{rate:.3g}: {loss.mean:.4f}{noise} ({loss.seeds})"
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -2,8 +2,9 @@
 
 Arms are full fine-tuning and LoRA at several ranks. Each arm searches its own learning rate on one
 seed: a log grid around the rule's rate (`rates.py`), then the rate that the parabola through the
-three lowest gives. At the best rate that was tried it is trained with the other seeds. What runs
-next is a function of what is known, so a study that was killed goes on where it was.
+three lowest gives. The two best of these are trained with the other seeds too, since one seed may
+stand near a cliff that another falls from, and the lower mean is the arm's. What runs next is a
+function of what is known, so a study that was killed goes on where it was.
 """
 
 import math
@@ -49,8 +50,8 @@ class Asked:
 
     @property
     def fewest_runs(self) -> int:
-        """Three rates, and the best one's other seeds."""
-        return len(self.arms) * (3 + self.seeds - 1)
+        """Three rates, and the other seeds of two."""
+        return len(self.arms) * (3 + 2 * (self.seeds - 1))
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,17 @@ class Tried:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One row of the table. learning_rate: the best that was tried. state: what is missing, if
-    anything. bound: whether the best rate has worse ones on both sides."""
+    """One row of the table. tried: on the first seed. candidates: rates that all seeds were trained
+    at, as far as they did not diverge; learning_rate is the one of them with the lowest mean, and
+    losses (by seed), loss and difference are of it. is_bounded: whether worse rates were tried on
+    both sides. missing: what is, if anything."""
 
     name: str
     rank: int | None
     tried: list[Tried]
     learning_rate: float | None = None
     is_bounded: bool = False
+    candidates: list[tuple[float, Spread]] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
     loss: Spread | None = None
     difference: Difference | None = None
@@ -201,11 +205,8 @@ class _Search:
         refined = self.refined
         if refined is not None and self._outcome(refined) is None:
             return [self._trial(refined)]
-        best = self.best
-        if best is None:
-            return []
-        return [self._trial(best, seed) for seed in self._seeds()
-                if self._outcome(best, seed) is None]
+        return [self._trial(rate, seed) for rate in self.candidates for seed in self._seeds()
+                if self._outcome(rate, seed) is None]
 
     @property
     def failure(self) -> str | None:
@@ -225,12 +226,25 @@ class _Search:
         return None if 1 / rates.NEAR < rate / near < rates.NEAR else rate
 
     @property
+    def candidates(self) -> list[float]:
+        """The two rates of the lowest losses on the first seed, the lowest first; fewer where the
+        others diverged, or one seed is all there is."""
+        finite = [(each.loss, each.learning_rate) for each in self.tried()
+                  if each.loss is not None]
+        return [rate for _, rate in sorted(finite)[: 2 if self._asked.seeds > 1 else 1]]
+
+    @property
     def best(self) -> float | None:
-        """The rate of the lowest loss on the first seed; None before all are known, or where every
-        rate diverged."""
-        finite = [each for each in self.tried() if each.loss is not None]
-        return min(finite, key=lambda each: (each.loss, each.learning_rate)).learning_rate \
-            if finite else None
+        """The candidate of the lowest mean over seeds, one that diverged being infinite; that of
+        the first seed before all are known. None where every rate diverged."""
+        means = {}
+        for rate in self.candidates:
+            known = [self._outcome(rate, seed) for seed in self._seeds()]
+            if None in known:
+                return self.candidates[0]
+            losses = [each.loss for each in known if each is not None and each.loss is not None]
+            means[rate] = sum(losses) if len(losses) == len(known) else math.inf
+        return min(means, key=lambda rate: means[rate]) if means else None
 
     @property
     def is_bounded(self) -> bool:
@@ -247,12 +261,12 @@ class _Search:
             found.append(Tried(rate_, known.loss))
         return sorted(found, key=lambda each: each.learning_rate)
 
-    def of_best(self) -> dict[int, Outcome]:
-        """Outcomes at the best rate by seed, those with a loss."""
-        if self.best is None:
+    def losses_at(self, rate: float | None) -> dict[int, float]:
+        """Losses at a rate by seed, as far as there are."""
+        if rate is None:
             return {}
-        outcomes = {seed: self._outcome(self.best, seed) for seed in self._seeds()}
-        return {seed: known for seed, known in outcomes.items()
+        outcomes = {seed: self._outcome(rate, seed) for seed in self._seeds()}
+        return {seed: known.loss for seed, known in outcomes.items()
                 if known is not None and known.loss is not None}
 
     def diverged_seeds(self) -> list[int]:
@@ -295,8 +309,7 @@ def _result(asked: Asked, searches: Sequence[_Search], is_out_of_time: bool) -> 
     from lorafit.study.verdict import sentence
 
     full = next(search for search in searches if search.arm.rank is None)
-    of_full = {seed: known.loss for seed, known in full.of_best().items()
-               if known.loss is not None}
+    of_full = full.losses_at(full.best)
     arms = [_arm_result(search, of_full, asked.seeds) for search in searches]
     outcomes = [known for search in searches for known in search.outcomes]
     done = [known for known in outcomes if known.steps > 0]
@@ -316,14 +329,15 @@ def _result(asked: Asked, searches: Sequence[_Search], is_out_of_time: bool) -> 
 
 def _arm_result(search: _Search, of_full: Mapping[int, float], seeds: int) -> ArmResult:
     arm, best = search.arm, search.best
-    outcomes = search.of_best()
-    losses = {seed: known.loss for seed, known in outcomes.items() if known.loss is not None}
+    losses = search.losses_at(best)
     both = sorted(losses.keys() & of_full.keys())
     times = [known.step_s for known in search.outcomes if known.step_s is not None]
     memory = [known.peak_memory_bytes for known in search.outcomes if known.peak_memory_bytes]
     return ArmResult(
-        arm.name, arm.rank, search.tried(), best, search.is_bounded, losses,
-        spread(list(losses.values())) if losses else None,
+        arm.name, arm.rank, search.tried(), best, search.is_bounded,
+        [(rate, spread(list(at.values()))) for rate in search.candidates
+         if (at := search.losses_at(rate))],
+        losses, spread(list(losses.values())) if losses else None,
         paired([losses[seed] for seed in both], [of_full[seed] for seed in both])
         if both and arm.rank is not None else None,
         next((known.trained_parameters for known in search.outcomes if known.trained_parameters),

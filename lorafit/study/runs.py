@@ -29,8 +29,9 @@ _ENDED_FROM_OUTSIDE = {130, 143, DEADLINE_EXIT_CODE}
 
 
 class Watcher(Protocol):
-    """Is told how a study gets on."""
+    """Is told how a study gets on. known: trials that were over before."""
 
+    def known(self, trials: int) -> None: ...
     def ended(self, outcome: Outcome, seconds: float, left: int, jobs: int) -> None: ...
     def waits(self, name: str) -> None: ...
 
@@ -57,6 +58,7 @@ class Runner:
                 waiting.append(trial)
             else:
                 outcomes[trial.name] = outcome
+        self.watcher.known(len(outcomes))
         running: list[_Process] = []
         with _asked_to_end() as asked:
             try:

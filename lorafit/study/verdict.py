@@ -27,10 +27,10 @@ def sentence(arms: Sequence["ArmResult"], rank: int | None, start_loss: float | 
     gained = None if start_loss is None else start_loss - full.loss.mean
     parts = [_loss(arm, gained)]
     if arm.learning_rate and full.learning_rate:
-        parts.append(f"its best learning rate is {arm.learning_rate:.2g} "
+        parts.append(f"the best learning rate of {arm.name} is {arm.learning_rate:.2g} "
                      f"({arm.learning_rate / full.learning_rate:.2g}× full's)")
     if arm.step_s and full.step_s:
-        parts.append(f"it takes {arm.step_s / full.step_s:.2f}× the time of a full step here")
+        parts.append(f"a step of it takes {arm.step_s / full.step_s:.2f}× the time of a full one here")
     text = "; ".join(parts) + "."
     return text[0].upper() + text[1:]
 
@@ -51,6 +51,8 @@ def _loss(arm: "ArmResult", gained: float | None) -> str:
     if found.within_noise:
         return (f"{arm.name} is within noise of full fine-tuning, which would "
                 f"{'gain' if found.mean > 0 else 'lose'} {amount} ({found.seeds} seeds)")
+    share = "" if gained is None or gained <= 0 else (
+        f": {abs(found.mean) / gained:.1%} of what full fine-tuning gained over the base")
     if found.mean > 0:
-        return f"full fine-tuning gains {amount} over {arm.name} ({found.seeds} seeds)"
-    return f"{arm.name} is better than full fine-tuning by {amount} ({found.seeds} seeds)"
+        return f"full fine-tuning gains {amount} over {arm.name} ({found.seeds} seeds){share}"
+    return f"{arm.name} is better than full fine-tuning by {amount} ({found.seeds} seeds){share}"
