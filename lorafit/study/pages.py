@@ -1,6 +1,7 @@
 """Tables of a study: for the terminal, and as Markdown with a plot beside it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lorafit.study.draw import Point, Series, chart
 from lorafit.study.noise import Spread
@@ -39,7 +40,7 @@ def regret_plot(found: Regret) -> str:
                       noise if each.learning_rate == arm.learning_rate else 0.0)
                 for each in arm.tried]
 
-    return chart(f"{found.base}: {found.steps} steps", "learning rate",
+    return chart(f"{Path(found.base).name}: {found.steps} steps", "learning rate",
                  "held-out loss, nats a token",
                  [Series(arm.name, points(arm)) for arm in found.arms])
 

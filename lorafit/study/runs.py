@@ -81,7 +81,7 @@ class Runner:
                 for process in running:
                     process.end()
                 for process in running:
-                    process.wait()
+                    process.wait(asked)
         if asked:
             raise Stopped(128 + asked[0], "stopped; what is under way was committed, and the same "
                           "command goes on")
@@ -145,8 +145,12 @@ class _Process:
         with suppress(ProcessLookupError):
             self._process.terminate()
 
-    def wait(self) -> None:
-        self._process.wait()
+    def wait(self, asked: Sequence[int]) -> None:
+        """Until it has committed; it is killed when somebody asks a second time."""
+        while self._process.poll() is None:
+            if len(asked) > 1:
+                self._process.kill()
+            time.sleep(_LOOK_S)
 
     def outcome(self) -> Outcome:
         """Of a process that is over; how it failed is kept."""

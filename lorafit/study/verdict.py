@@ -30,7 +30,8 @@ def sentence(arms: Sequence["ArmResult"], rank: int | None, start_loss: float | 
         parts.append(f"the best learning rate of {arm.name} is {arm.learning_rate:.2g} "
                      f"({arm.learning_rate / full.learning_rate:.2g}× full's)")
     if arm.step_s and full.step_s:
-        parts.append(f"a step of it takes {arm.step_s / full.step_s:.2f}× the time of a full one here")
+        parts.append(f"a step of it takes {arm.step_s / full.step_s:.2f}× the time of a full one "
+                     "here")
     text = "; ".join(parts) + "."
     return text[0].upper() + text[1:]
 

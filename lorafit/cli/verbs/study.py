@@ -6,7 +6,7 @@ from typing import Any
 
 from lorafit.cli.before import check_cheaply, refuse_taken_json, settle_hub
 from lorafit.data.local_paths import with_absolute_paths
-from lorafit.errors import UserError
+from lorafit.errors import MachineError, UserError
 from lorafit.recipe.loading import load_recipe
 from lorafit.recipe.schema import Recipe
 from lorafit.run_dir import RunDir, write_json, write_text
@@ -45,6 +45,7 @@ def sweep(recipe_path: Path, overrides: list[str], over: list[str], random: int 
                       f"{len(search.trials)} runs in {folder.path}")
         found = sweeps.run(search, Runner(folder, jobs, _deadline_s(budget_s), watcher))
     show_study.either(json_to, found, show_study.sweep)
+    _refuse_empty(folder, any(row.loss for row in found.rows) or found.missing > 0)
 
 
 def regret(recipe_path: Path, overrides: list[str], ranks: str, seeds: int, steps: int | None,
@@ -78,12 +79,21 @@ def regret(recipe_path: Path, overrides: list[str], ranks: str, seeds: int, step
         watcher = show_study.Progress(json_to, study.fewest_runs)
         watcher.begin(f"{len(arms)} arms: at least {study.fewest_runs} runs in {folder.path}; "
                       "usually two or three more for each arm whose best rate is not in the middle")
-        found = regrets.run(study, Runner(folder, jobs, _deadline_s(budget_s), watcher),
-                            prune=not keep)
+        runner = Runner(folder, jobs, _deadline_s(budget_s), watcher)
+        found = regrets.run(study, runner, prune=not keep)
         write_json(folder.path / "regret.json", show_study.as_values(found))
         write_text(folder.path / "regret.svg", pages.regret_plot(found))
         write_text(folder.path / "regret.md", pages.regret_page(found, "regret.svg"))
     show_study.either(json_to, found, show_study.regret)
+    _refuse_empty(folder, any(arm.loss for arm in found.arms) or runner.is_out_of_time)
+
+
+def _refuse_empty(folder: StudyDir, says_something: bool) -> None:
+    """MachineError where every run is over and none has a loss."""
+    if not says_something:
+        raise MachineError(f"{folder.path}: no run has a held-out loss; the table says why\n    "
+                           "logs/ has what each run printed; the same command tries again what "
+                           "did not diverge")
 
 
 def _deadline_s(budget_s: float | None) -> float | None:
