@@ -18,6 +18,7 @@ from lorafit.secrets import redacted
 # isort: off
 import lorafit.cli.commands.recipe
 import lorafit.cli.commands.plan
+import lorafit.cli.commands.study
 import lorafit.cli.commands.cluster
 import lorafit.cli.commands.run
 import lorafit.cli.commands.report

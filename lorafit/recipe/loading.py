@@ -312,6 +312,17 @@ def _unique(problems: list[Problem]) -> list[Problem]:
     return list(merged.values())
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            leaves.update(flat(value, f"{prefix}{key}."))
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
 def with_paths(sources: Any, change: Callable[[str], str]) -> Any:
     """The value of `data.train` or `data.eval` with each path changed."""
     if isinstance(sources, list):

@@ -13,9 +13,9 @@ from typing import Any
 
 from lorafit.errors import Problem, UserError
 from lorafit.recipe.auto import Device
+from lorafit.recipe.loading import flat
 from lorafit.recipe.schema import Recipe
 from lorafit.train.record import versions_here
-from lorafit.train.resume import flat
 
 _OF_THE_MACHINE = ("--node-rank",)  # what may, and must, differ
 _MOST_SHOWN = 8

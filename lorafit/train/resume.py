@@ -1,12 +1,11 @@
 """What makes a resumed run the same run: what is compared, and what may change."""
 
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-from lorafit.data.sources import Location
+from lorafit.data.local_paths import with_absolute_paths
 from lorafit.errors import UserError
-from lorafit.recipe.loading import load_recipe, with_paths
+from lorafit.recipe.loading import flat, load_recipe
 from lorafit.recipe.schema import Recipe
 from lorafit.run_dir import RunDir, read_json
 from lorafit.train.checkpoint import Progress
@@ -21,29 +20,6 @@ MAY_CHANGE_ON_RESUME = {
 }
 # Versions on which the bits of a result depend.
 _DECIDE_BITS = ("torch", "transformers", "peft", "bitsandbytes")
-
-
-def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with local files named absolutely, so that a run directory can be used from
-    anywhere."""
-
-    def absolute(value: str) -> str:
-        return value if Location(value).is_hub else str(Path(value).expanduser().absolute())
-
-    base, template = recipe.model.base, recipe.data.chat_template
-    if base != "tiny" and Path(base).exists():
-        base = str(Path(base).absolute())
-    if template is not None and "{" not in template and Path(template).is_file():
-        template = str(Path(template).absolute())
-    return recipe.model_copy(update={
-        "model": recipe.model.model_copy(update={"base": base}),
-        "data": recipe.data.model_copy(update={
-            "train": with_paths(recipe.data.train, absolute),
-            "eval": with_paths(recipe.data.eval, absolute),
-            "chat_template": template}),
-        "output": recipe.output.model_copy(
-            update={"dir": str(Path(recipe.output.dir).absolute())}),
-    })
 
 
 def with_date(recipe: Recipe, run: RunDir, resume: bool) -> Recipe:
@@ -115,14 +91,3 @@ def _recorded(run: RunDir) -> dict[str, Any]:
         raise UserError("is damaged", str(run.record), "restore it, or remove it: the run then "
                         "goes on without comparing base and versions") from None
     return values if isinstance(values, dict) else {}
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            leaves.update(flat(value, f"{prefix}{key}."))
-        else:
-            leaves[prefix + key] = value
-    return leaves

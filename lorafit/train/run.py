@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lorafit import pins
+from lorafit.data.local_paths import with_absolute_paths
 from lorafit.data.packing import Layout
 from lorafit.data.pipeline import make_renderer
 from lorafit.data.stream import new_directory
@@ -74,7 +75,6 @@ from lorafit.train.resume import (
     refuse_changes,
     refuse_other_base,
     refuse_other_data,
-    with_absolute_paths,
     with_date,
 )
 from lorafit.train.samples import Sampler
