@@ -12,7 +12,7 @@ _MAX_CHARACTERS = 1000  # of each part of a problem, which may quote what was gi
 
 EXIT_CODES = {
     0: "done",
-    1: "a bug in lorafit (the traceback is shown)",
+    1: "a bug in lorafit (the traceback is shown); of plan: it will not fit",
     2: "the input is wrong: command line, recipe, data, model or directory",
     3: "the machine failed: no space, a file that cannot be written, out of memory",
     4: "training stopped because a loss, a gradient or a weight was not finite",

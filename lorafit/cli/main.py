@@ -17,9 +17,11 @@ from lorafit.secrets import redacted
 # Each puts its verbs on app; --help lists them in this order.
 # isort: off
 import lorafit.cli.commands.recipe
+import lorafit.cli.commands.plan
 import lorafit.cli.commands.study
 import lorafit.cli.commands.cluster
 import lorafit.cli.commands.run
+import lorafit.cli.commands.report
 import lorafit.cli.commands.evaluate
 import lorafit.cli.commands.artifact
 import lorafit.cli.commands.serve

@@ -55,6 +55,11 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
+def has_entry(key: str) -> bool:
+    """Whether there is an entry of this key."""
+    return (cache_directory() / "tokens" / key / ENTRY).exists()
+
+
 @contextmanager
 def locked(key: str) -> Iterator[Path]:
     """The path of an entry, held by one process at a time: the others wait for what it writes.

@@ -32,14 +32,7 @@ def open_store(given: Given, data: Data, tokenizer: Any,
     pipeline = Pipeline(data, tokenizer, shape.format, shape.mapping)
     files = names_of(given)
     content = content_hash(given.location, default_split=given.split)
-    key = cache.key_of({
-        "content": content,
-        "limit": given.limit,
-        "unusable": data.checks.unusable,
-        "format": shape.format, "mapping": shape.mapping,
-        "tokenizer": cache.tokenizer_digest(tokenizer),
-        "rendering": pipeline.identity(),
-    })
+    key = _key(given, data, tokenizer, shape, pipeline, content)
     with cache.locked(key) as path:
         store = _intact(path, files)
         if store is None:
@@ -53,6 +46,26 @@ def open_store(given: Given, data: Data, tokenizer: Any,
             store = TokenStore(path, files)
     cache.mark_used(path)
     return store
+
+
+def is_tokenised(given: Given, data: Data, tokenizer: Any) -> bool:
+    """Whether the cache holds the rows of a source, so that `open_store` reads them from there."""
+    shape = shape_of(given)
+    pipeline = Pipeline(data, tokenizer, shape.format, shape.mapping)
+    content = content_hash(given.location, default_split=given.split)
+    return cache.has_entry(_key(given, data, tokenizer, shape, pipeline, content))
+
+
+def _key(given: Given, data: Data, tokenizer: Any, shape: Shape, pipeline: Pipeline,
+         content: str) -> str:
+    return cache.key_of({
+        "content": content,
+        "limit": given.limit,
+        "unusable": data.checks.unusable,
+        "format": shape.format, "mapping": shape.mapping,
+        "tokenizer": cache.tokenizer_digest(tokenizer),
+        "rendering": pipeline.identity(),
+    })
 
 
 def _refuse_changed(given: Given, content: str) -> None:

@@ -31,6 +31,10 @@ class _Family:
     mixture: str = ""
 
 
+# The first two are every family's.
+_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm",
+          "post_feedforward_layernorm")
+
 _FAMILIES = {
     "llama": _Family(),
     "mistral": _Family(qkv_bias=False, output_bias=False, mlp_bias=False),
@@ -72,8 +76,8 @@ def _decoder(text: Mapping[str, Any], sizes: Sizes,
             yield from _experts(f"{layer}.{family.mixture}", sizes)
         else:
             yield from _mlp(f"{layer}.mlp", text, sizes, family)
-        for norm in range(family.norms):
-            yield f"{layer}.norm_{norm}.weight", (hidden,)
+        for norm in _NORMS[:family.norms]:
+            yield f"{layer}.{norm}.weight", (hidden,)
     yield "model.norm.weight", (hidden,)
     if not text.get("tie_word_embeddings", family.tied):
         yield "lm_head.weight", (sizes.vocabulary, hidden)

@@ -38,6 +38,7 @@ IN_RECIPE = "set in the recipe"
 _WIDTH_EXPONENT = {"llama": 0.781, "qwen": 0.0775}
 _FULL_FINE_TUNING_RATE = 5e-5
 _LORA_FACTOR = 10  # LoRA Without Regret: 9.8 fitted over 14 models
+FITTED_ALPHA = 32  # at which they were fitted
 
 
 def learning_rate(setting: float | str, model_type: str, hidden_size: int | None,

@@ -52,6 +52,9 @@ def agrees(found, model) -> None:
     assert {(w.label, w.part, w.shape) for w in found.weights} == {
         (w.label, w.part, w.shape) for w in wanted}
     assert found.parameters == sum(p.numel() for p in model.parameters())
+    # Conv1D's weights are turned round.
+    assert {name: sorted(shape) for name, shape in found.tensors.items()} == {
+        name: sorted(p.shape) for name, p in model.named_parameters()}
     assert (found.stack.layers, found.stack.active_experts) == (
         stack_of(model).layers, stack_of(model).active_experts)
 

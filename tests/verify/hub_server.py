@@ -105,12 +105,13 @@ def git_blob(content: bytes) -> str:
 class MovingHub:
     """Reads only: repositories whose branch `main` moves on to the next commit each time that
     somebody asks for it. commits: for each repository its commits, oldest first: id and files.
-    requests: method and path of what was asked."""
+    requests: method and path of what was asked. sent_bytes: of files."""
 
     def __init__(self) -> None:
         self.commits: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
         self.asked: dict[str, int] = {}
         self.requests: list[tuple[str, str]] = []
+        self.sent_bytes = 0
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -127,6 +128,10 @@ class MovingHub:
                 path = self.path.partition("?")[0]
                 hub.requests.append((self.command, path))
                 status, headers, body = hub.answer(path)
+                if status == 200 and (asked := self.headers.get("Range")):
+                    first, last = asked.removeprefix("bytes=").split("-")
+                    headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+                    status, body = 206, body[int(first):int(last) + 1]
                 self.send_response(status)
                 for key, value in headers.items():
                     self.send_header(key, value)
@@ -134,6 +139,7 @@ class MovingHub:
                 self.end_headers()
                 if self.command == "GET":
                     self.wfile.write(body)
+                    hub.sent_bytes += 0 if path.startswith("/api/") else len(body)
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
