@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from lorafit.kernels.chunks import tokens_at_once
 
+
 @dataclass(frozen=True)
 class Shaping:
     """What an architecture does to logits: a factor (Cohere, Granite), then a soft cap (Gemma)."""

@@ -110,7 +110,7 @@ class _Counter:
             per_token += self.q * self.wide + self.scores()
         if out_adapted:
             # Documents are put together again, which a single kernel has no need of.
-            joined = self.load.batching != "padded" and self.load.device == "cpu" or not flows
+            joined = (self.load.batching != "padded" and self.load.device == "cpu") or not flows
             per_token += self.given(self.q, layer.rank("o_proj", "dense"),
                                     keeps=joined) + self.beside(layer, {"o_proj", "dense"})
         if self.norms > 2:  # one behind the block
@@ -266,7 +266,7 @@ def _layer(shapes: Shapes, trained: Trained, number: int, counter: _Counter) -> 
 
     every = own([(weight, 0) for weight in shapes.weights])
     adapted = own(list(trained.adapted))
-    below = number > trained.lowest_layer or counter.full and trained.lowest_layer == 0
+    below = number > trained.lowest_layer or (counter.full and trained.lowest_layer == 0)
     return _Layer({name: weight for name, weight, _ in every},
                   {name: rank for name, _, rank in adapted}, below,
                   number == shapes.sizes.layers - 1)

@@ -22,10 +22,16 @@ _LARGE = 4096  # parameters from which bitsandbytes holds states in 8 bits
 # 8 bits with a scale for each 256.
 _SCALES = {False: 4 / 64, True: 1 / 64 + 4 / (64 * 256)}
 
-# Of a process before a model is there, and what its libraries take once they compute. On a CPU:
-# 487 MB after 464 of imports and data, seen on Linux with torch 2.13 and bitsandbytes. On a GPU
-# this is what torch's allocator does not count: none of it is in the measured figure.
-_PROCESS_BYTES = {"cpu": 490_000_000}
+# What libraries and an allocator take once they compute, beside tensors; and a process with imports
+# and rows before a model is there, where nobody has looked. Seen on Linux with torch 2.13. On a GPU
+# measured memory is that of tensors: a workspace of cuBLAS is among them.
+_LIBRARIES_BYTES = {"cpu": 60_000_000, "cuda": 32 << 20}
+_PROCESS_BYTES = {"cpu": 465_000_000}
+
+
+def libraries_bytes(device: str) -> int:
+    """What a process takes on a device from loading a model to its first step, beside tensors."""
+    return _LIBRARIES_BYTES.get(device, 0)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,9 @@ def predict_memory(shapes: Shapes, trained: Trained, section: Adapter, load: Loa
         base += (_ADAPTER - load.number_bytes) * parameters // load.shards
     gradients = _ADAPTER * parameters // load.shards
     states = 2 * (1.02 if load.optimizer == "adamw_8bit" and parameters > _LARGE else _ADAPTER)
-    overhead = _PROCESS_BYTES.get(load.device, 0) if overhead_bytes is None else overhead_bytes
+    overhead = overhead_bytes
+    if overhead is None:
+        overhead = _PROCESS_BYTES.get(load.device, 0) + libraries_bytes(load.device)
     # The loss stands before the backward pass; both do not pass at the same time.
     passing = max(keeps.passing, keeps.logits)
     width = shapes.sizes.hidden_size * load.number_bytes * load.tokens
