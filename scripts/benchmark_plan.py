@@ -8,9 +8,9 @@ Each case is a process of its own: `lorafit train` on a shrunken base of random 
 steps. Predicted is what the run wrote into its record before its first step; measured is what it
 wrote into its result. No figure is measured again because it did not please.
 
-On Linux the C library keeps blocks that were freed, and the more the shapes of steps differ, the more
-of them: the peak of a process's memory is then above what its tensors take, by up to two fifths
-here. Runs are told to give blocks of a mebibyte back, as allocators of GPUs count them;
+On Linux the C library keeps blocks that were freed, the more of them
+the more steps differ in shape: the peak of a process is then above what its tensors take, by up to
+two fifths here. Runs are told to give blocks of a mebibyte back, as allocators of GPUs count them;
 `--default-allocator` leaves that out.
 """
 

@@ -17,7 +17,7 @@ from lorafit.plan.trained import trained_of
 from lorafit.recipe.adapter import Adapter
 from lorafit.recipe.schema import Model
 
-SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4,
+SMALL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 2,
          "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 512}
 GROUPED = SMALL | {"num_key_value_heads": 2}
 MIXTURE = GROUPED | {"num_local_experts": 8, "num_experts_per_tok": 2}
@@ -28,7 +28,7 @@ CASES = [
     ("llama", SMALL, {"target_modules": ["q_proj", "v_proj"]}, {}),
     ("llama", SMALL, {"target_modules": ["gate_proj", "up_proj", "down_proj"]}, {}),
     ("llama", SMALL, {"target_modules": ["down_proj"]}, {}),
-    ("llama", SMALL, {"layers": "last:2"}, {}), ("llama", SMALL, {"dropout": 0.1}, {}),
+    ("llama", SMALL, {"layers": "last:1"}, {}), ("llama", SMALL, {"dropout": 0.1}, {}),
     ("llama", SMALL, {"method": "full"}, {}),
     ("llama", SMALL, {}, {"recomputation": "selective"}),
     ("llama", SMALL, {}, {"dtype": "bfloat16"}),
