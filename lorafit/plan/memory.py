@@ -25,8 +25,8 @@ _SCALES = {False: 4 / 64, True: 1 / 64 + 4 / (64 * 256)}
 # What libraries and an allocator take once they compute, beside tensors; and a process with imports
 # and rows before a model is there, where nobody has looked. Seen on Linux with torch 2.13. On a GPU
 # measured memory is that of tensors: a workspace of cuBLAS is among them.
-_LIBRARIES_BYTES = {"cpu": 60_000_000, "cuda": 32 << 20}
-_PROCESS_BYTES = {"cpu": 465_000_000}
+_LIBRARIES_BYTES = {"cpu": 30_000_000, "cuda": 32 << 20}
+_PROCESS_BYTES = {"cpu": 479_000_000}
 
 
 def libraries_bytes(device: str) -> int:

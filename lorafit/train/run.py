@@ -49,7 +49,7 @@ from lorafit.train.checkpoint import (
 from lorafit.train.display import Display, make_display
 from lorafit.train.heartbeat import RANK_TIMEOUT_S, watched
 from lorafit.train.loop import Job, run_loop
-from lorafit.train.memory import Fit, fit_of, peak_memory_bytes
+from lorafit.train.memory import Fit, fit_of, held_memory_bytes, peak_memory_bytes
 from lorafit.train.optimizer import build_optimizer
 from lorafit.train.prepare import (
     Prepared,
@@ -222,7 +222,7 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.why_whole)
     strategy.standing = standing
     standing.at(Kind.LOADING, "loading the model")
-    before_bytes = peak_memory_bytes(prepared.device)
+    before_bytes = held_memory_bytes(prepared.device)
     adapted = _load(recipe, run, prepared, strategy, resume)
     _same_on_all_ranks(accelerator, adapted)
     facts = describe(adapted)
