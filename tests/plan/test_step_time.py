@@ -1,13 +1,16 @@
 """FLOPs of a step against what `bench` counts on a model, and against the arithmetic of papers."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorafit.bench.arithmetic import count
+from lorafit.data.packing import Layout
 from lorafit.model.adapters.add import add_adapter
 from lorafit.plan import calibration
 from lorafit.plan.load import Load
+from lorafit.plan.micro_batches import largest_drawn
 from lorafit.plan.shapes import shapes_of
 from lorafit.plan.step_time import count_flops, predict_step
 from lorafit.plan.trained import trained_of
@@ -89,3 +92,15 @@ def test_a_sheet_says_its_range():
     assert found.uncertainty[0] < 1 < found.uncertainty[1]
     assert "sheet" in found.source
     assert calibration.by_sheet("GeForce 256") is None
+
+
+def test_the_largest_micro_batch_is_one_that_rows_can_make():
+    lengths = np.array([10, 20, 30, 40, 400])
+    supervised = lengths // 2
+    for batching, tokens in (("padded", 800), ("padding_free", 440)):
+        found = largest_drawn(lengths, supervised, Layout(batching, 2, 512), 5, steps=40)
+        assert found.longest_tokens == 400
+        assert found.tokens <= tokens
+        assert found.supervised_tokens <= tokens // 2
+        assert found.a_step == 3
+    assert largest_drawn(lengths, supervised, Layout("padded", 5, 512), 5, 3).tokens == 2000
