@@ -24,8 +24,9 @@ _STEPS_LOOKED_AT = 200
 
 @dataclass(frozen=True)
 class Predicted:
-    """memory_bytes: by kind, adding up to peak_memory_bytes, of a rank. step_s, total_s: None where
-    this device was never measured (`lorafit plan --calibrate`). based_on: where rates are from."""
+    """Of a rank. memory_bytes: of training, by kind. peak_memory_bytes: of the whole run. step_s,
+    total_s: None where this device was never measured (`lorafit plan --calibrate`). based_on: where
+    rates are from."""
 
     memory_bytes: dict[str, int]
     peak_memory_bytes: int
