@@ -14,6 +14,8 @@ alone. Layout:
     running.json     the process that trains in here; gone when it has ended as it should
     adapter/         the result, as peft reads it
     result.json      how the run ended
+    trackers/        what experiment trackers keep, where the recipe names some
+    token_losses.json  what `lorafit report --tokens` measured
 """
 
 import hashlib
@@ -109,6 +111,16 @@ class RunDir:
     def evaluations(self) -> Path:
         """Every evaluation in full, a file each."""
         return self.path / "evaluations"
+
+    @property
+    def trackers(self) -> Path:
+        """What experiment trackers keep on this machine, and what they call the run."""
+        return self.path / "trackers"
+
+    @property
+    def token_losses(self) -> Path:
+        """The loss of every token of held-out rows, with the base and with the result."""
+        return self.path / "token_losses.json"
 
     def checkpoint(self, step: int) -> Path:
         """Directory of the checkpoint taken after optimizer step `step`."""

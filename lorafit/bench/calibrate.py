@@ -1,88 +1,101 @@
-"""Measures how fast this device computes: `python -m lorafit.bench.calibrate DTYPE`.
+"""Times steps of small models, so that `lorafit plan` knows what a unit of work takes here.
 
-Prints one line of JSON, the fields of `plan/calibration.py: Calibration`. Each rate is the median
-of several measurements, as a step meets the machine, not the fastest.
+Each model is trained as `lorafit train` does it. They differ in width, depth, length of rows, and
+in how much of them is trained, so that the units of plan/work.py can be told apart.
 """
 
-import json
-import statistics
-import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from statistics import median
 
-import torch
-from torch.nn import functional as F
-
+from lorafit.bench import sides
 from lorafit.bench.machine import now_s
-from lorafit.kernels.thin import add_widened, narrow
-from lorafit.model.device import find_device
+from lorafit.bench.request import Request
+from lorafit.bench.shapes import Shape
+from lorafit.bench.workload import Workload, of_request
+from lorafit.model.inventory import stack_of, weights_of
+from lorafit.plan.calibration import Calibration, Key, Measured, fit, keep
+from lorafit.plan.shapes import Shapes
+from lorafit.plan.sizes import Sizes
+from lorafit.plan.trained import trained_of
+from lorafit.plan.work import Rows, work_of
+from lorafit.recipe.adapter import Adapter
 
-_WIDTHS = (256, 512, 1024, 2048)
-_TOKENS = 512
-_RANK = 16
-_EACH_S = 0.25
-
-
-def rates(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Measured on a device that does nothing else."""
-    def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device=device).to(dtype)
-
-    def matrix(tokens: int, width: int) -> float:
-        x, w = drawn(tokens, width), drawn(width, width)
-        forward = _seconds(lambda: F.linear(x, w), device)
-        back = _seconds(lambda: x @ w, device)
-        return 4 * tokens * width**2 / (forward + back)
-
-    widths = _WIDTHS if device.type == "cpu" else (*_WIDTHS, 4096)
-    matrices = [(width, matrix(_TOKENS, width)) for width in widths]
-    few = matrix(32, 1024) / dict(matrices)[1024]
-    x, a = drawn(_TOKENS, 1024), torch.randn(_RANK, 1024, device=device)
-    h = narrow(x, a)
-    thin = 4 * _TOKENS * 1024 * _RANK / (
-        _seconds(lambda: narrow(x, a), device) + _seconds(lambda: add_widened(x, h, a, 1e-9),
-                                                          device))
-    q = drawn(1, 8, _TOKENS, 64)
-    attention = 2 * 8 * 64 * _TOKENS**2 / _seconds(
-        lambda: F.scaled_dot_product_attention(q, q, q, is_causal=True), device)
-    long = drawn(2**22)
-    out = torch.empty_like(long)
-    moved = 3 * long.nbytes / _seconds(lambda: torch.add(long, long, out=out), device)
-    codes = torch.randint(0, 16, (2**20,), device=device)
-    table = drawn(16)
-    dequantised = codes.numel() / _seconds(lambda: table[codes], device)
-    small = drawn(8)
-    return {"matrices": matrices, "few_tokens": min(1.0, few), "thin_flops_per_s": thin,
-            "attention_flops_per_s": attention, "bytes_per_s": moved,
-            "dequantised_per_s": dequantised, "launch_s": _seconds(lambda: small + small, device),
-            "source": f"measured on this {device.type}"}
+_WARM_UP, _STEPS = 2, 5
+_MOST_S = 2.0  # for the steps of one model
 
 
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """The median over rounds of a few calls each."""
-    call()
-    rounds, spent = 1, 0.0
+@dataclass(frozen=True)
+class _Case:
+    shape: Shape
+    request: Request
+
+
+def _cases(quantization: str, dtype: str) -> Iterator[_Case]:
+    """Widths, depths, lengths and ranks far enough from each other."""
+    for shape, length, batch_size, rank in (
+        (Shape(256, 4, 4, 2, 640, 4096, True), 64, 8, 16),
+        (Shape(256, 12, 4, 4, 640, 4096, True), 32, 2, 8),
+        (Shape(512, 4, 8, 4, 1408, 8192, True), 128, 8, 16),
+        (Shape(512, 4, 8, 8, 1408, 32_000, True), 512, 2, 64),
+        (Shape(1024, 3, 16, 4, 2816, 8192, True), 64, 2, 8),
+        (Shape(1024, 3, 16, 4, 2816, 16_384, True), 256, 4, 16),
+        (Shape(768, 2, 12, 12, 2048, 4096, True), 1024, 1, 16),
+    ):
+        yield _Case(shape, Request(rank=rank, batch_size=batch_size, length=length, dtype=dtype,
+                                   quantization=quantization))
+
+
+def calibrate(key: Key, watch: Callable[[str], None] = lambda text: None) -> Calibration:
+    """Measure this device, and keep what was found. watch: is told what is measured."""
+    measured = []
+    for case in _cases(key.stored, key.dtype):
+        watch(f"width {case.shape.hidden}, rows of about {case.request.length} tokens")
+        workload = of_request(case.request, case.shape)
+        measured.append(_measure(workload))
+        if key.stored == "none":
+            full = replace(workload, adapter=Adapter(method="full"))
+            if case.shape.layers <= 4 and case.request.length <= 128:
+                measured.append(_measure(full))
+    found = fit(key.device, measured)
+    keep(key, found)
+    return found
+
+
+def _measure(workload: Workload) -> Measured:
+    """The median step of a workload."""
+    side = sides.build_lorafit(workload)
+    device = workload.device
     times: list[float] = []
-    while spent < _EACH_S or len(times) < 3:
+    begun = now_s(device)
+    while len(times) < _WARM_UP + _STEPS:
         started = now_s(device)
-        for _ in range(rounds):
-            call()
-        took = now_s(device) - started
-        if took < _EACH_S / 20 and rounds < 10_000:
-            rounds *= 4
-            spent += took
-            continue
-        times.append(took / rounds)
-        spent += took
-    return statistics.median(times)
+        side.step()
+        times.append(now_s(device) - started)
+        if len(times) > _WARM_UP and now_s(device) - begun > _MOST_S:
+            break
+    rows = rows_of(workload, side)
+    trained = trained_of(shapes_in(workload), workload.adapter)
+    return Measured(work_of(shapes_in(workload), trained, rows,
+                            quantised=workload.quantization != "none"),
+                    median(times[_WARM_UP:]))
 
 
-def main() -> None:
-    dtype = getattr(torch, sys.argv[1])
-    device, _ = find_device()
-    with torch.no_grad():
-        print(json.dumps(rates(dtype, device)))
+def rows_of(workload: Workload, side: sides.Side) -> Rows:
+    """What a step of a workload computes."""
+    batches = side.micro_batches()
+    return Rows(sum(batch.computed_tokens for batch in batches), workload.supervised_tokens,
+                sum(len(row) ** 2 for row in workload.rows), len(batches))
 
 
-if __name__ == "__main__":
-    main()
+def shapes_in(workload: Workload) -> Shapes:
+    """Of a base that is built, as plan/shapes.py reads them from its files."""
+    base = workload.base
+    config = base.config.get_text_config()
+    sizes = Sizes(config.model_type, config.hidden_size, config.num_hidden_layers,
+                  config.num_attention_heads, config.num_key_value_heads,
+                  config.head_dim or config.hidden_size // config.num_attention_heads,
+                  config.intermediate_size, config.vocab_size, None, 0, 0, None)
+    tensors = {name: tuple(p.shape) for name, p in base.named_parameters()}
+    return Shapes(sizes, tuple(weights_of(base)), sum(p.numel() for p in base.parameters()),
+                  config.tie_word_embeddings, stack_of(base), "", None, tensors)

@@ -11,13 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lorafit import __version__
+from lorafit.plan.step_time import SHEETS
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
-
-# Products of dense bfloat16 matrices, FLOP/s, from NVIDIA's data sheets. The first name that is
-# part of the device's counts.
-_SHEETS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12,
-           "4090": 165e12}
 
 
 def now_s(device: torch.device) -> float:
@@ -63,7 +59,7 @@ def sheet_flops(device: torch.device, dtype: str) -> float | None:
     if device.type != "cuda" or dtype == "float32":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((flops for model, flops in _SHEETS.items() if model in name), None)
+    return next((flops for model, flops in SHEETS.items() if model in name), None)
 
 
 class MatrixRate:

@@ -21,11 +21,12 @@ from lorafit.recipe.schema import Data, Model, Recipe
 from lorafit.run_dir import RunDir, refuse_target
 
 
-def check_cheaply(recipe: Recipe, run: RunDir, resume: bool, *, checks: bool = True) -> None:
+def check_cheaply(recipe: Recipe, run: RunDir, resume: bool, *, checks: bool = True,
+                  weights: bool = True) -> None:
     """What can be known to be wrong in milliseconds, before anything heavy is imported.
 
     checks: refuse what the recipe's checks of rows object to; `preview` shows that instead,
-    and `bench` needs rows of any kind.
+    and `bench` needs rows of any kind. weights: whether the base's are needed.
     UserError with everything that was found.
     """
     problems: list[Problem] = []
@@ -34,7 +35,7 @@ def check_cheaply(recipe: Recipe, run: RunDir, resume: bool, *, checks: bool = T
             run.refuse_taken()
         except UserError as error:
             problems += error.problems
-    problems += _base_problems(recipe.model)
+    problems += _base_problems(recipe.model, weights)
     if problem := _template_problem(recipe.data.chat_template):
         problems.append(problem)
     problems += look_at(recipe.data, checks=checks)
@@ -42,7 +43,7 @@ def check_cheaply(recipe: Recipe, run: RunDir, resume: bool, *, checks: bool = T
         raise UserError(problems=problems)
 
 
-def _base_problems(model: Model) -> list[Problem]:
+def _base_problems(model: Model, weights: bool) -> list[Problem]:
     """What is wrong with a base that is a directory, or can only be one."""
     base = model.base
     where, remedy = f"model.base: {base}", "name a model directory, a hub id, or tiny"
@@ -58,7 +59,7 @@ def _base_problems(model: Model) -> list[Problem]:
                             "name the base it was trained on, or merge it first")]
         return [Problem("is a directory without a config.json", where, remedy)]
     try:
-        look_at_base(model)
+        look_at_base(model, weights=weights)
     except UserError as error:
         return error.problems
     return []
@@ -96,12 +97,12 @@ def keep_commits(recipe: Recipe, run: RunDir) -> None:
         pins.restore(record.get("hub_commits"))
 
 
-def look_at_base(model: Model) -> None:
+def look_at_base(model: Model, *, weights: bool = True) -> None:
     """UserError when files of a base on this machine are refused (`lorafit.model.intake`)."""
     folder = Path(model.base)
     if model.base != "tiny" and (folder / "config.json").is_file():
         check_model_files(folder, may_run_code=model.trust_remote_code,
-                          where=f"model.base: {model.base}")
+                          where=f"model.base: {model.base}", weights=weights)
 
 
 def settle_hub(recipe: Recipe) -> bool:

@@ -20,6 +20,7 @@ import lorafit.cli.commands.recipe
 import lorafit.cli.commands.plan
 import lorafit.cli.commands.cluster
 import lorafit.cli.commands.run
+import lorafit.cli.commands.report
 import lorafit.cli.commands.evaluate
 import lorafit.cli.commands.artifact
 import lorafit.cli.commands.serve

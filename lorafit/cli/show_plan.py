@@ -11,19 +11,24 @@ from lorafit.plan.plan import Plan
 from lorafit.plan.remarks import Remark
 
 
-def plan(found: Plan, *, sources: bool) -> None:
+def plan(found: Plan, *, sources: bool, price_per_hour: float | None) -> None:
     """A line or a table for each question; with `sources`, where the answers are from."""
     _base(found)
     _trained(found)
     _data(found)
+    _time(found, price_per_hour)
     _capacity(found)
     _remarks(found.remarks)
     if sources:
         console.print(f"\n{FORMULA}", markup=False)
 
 
-def as_json(found: Plan) -> None:
-    print(json.dumps(as_dict(found), indent=2, ensure_ascii=False))
+def as_json(found: Plan, *, price_per_hour: float | None) -> None:
+    values = as_dict(found)
+    if values["time"] is not None and price_per_hour is not None:
+        values["time"]["price"] = [total / 3600 * price_per_hour
+                                   for total in values["time"]["total_s"]]
+    print(json.dumps(values, indent=2, ensure_ascii=False))
 
 
 def as_dict(found: Plan) -> dict[str, Any]:
@@ -46,6 +51,7 @@ def as_dict(found: Plan) -> dict[str, Any]:
         "decisions": [decision.as_dict() for decision in found.decisions],
         "capacity": None if found.capacity is None else {
             **asdict(found.capacity), "share": found.capacity.share},
+        "time": None if found.time is None else asdict(found.time),
         "remarks": [asdict(remark) for remark in found.remarks],
     }
 
@@ -103,6 +109,37 @@ def _amount_words(amount: Amount) -> str:
     return (f"{about}{amount.rows:,} rows, {amount.tokens:,} tokens{error}, "
             f"{amount.supervised_tokens:,} supervised, longest "
             f"{int(amount.lengths.max(initial=0)):,} (from {amount.how})")
+
+
+def _time(found: Plan, price_per_hour: float | None) -> None:
+    time = found.time
+    if time is None:
+        if found.tokens is not None:
+            _line("time", "this device was not measured yet: --calibrate does it, in some seconds")
+        return
+    error = "" if time.error is None else f", within {time.error:.0%} of the steps it rests on"
+    _line("time", f"{_seconds(time.step_s)} a step, {_seconds(time.total_s)} in all, of which "
+          f"{_seconds(time.evaluation_s)} evaluations ({time.source}{error})")
+    if price_per_hour is not None:
+        low, high = (total / 3600 * price_per_hour for total in time.total_s)
+        _line("", f"at {price_per_hour:g} an hour: "
+              + (f"{low:,.2f}" if low == high else f"{low:,.2f} to {high:,.2f}"))
+    if found.trained.method != "full":
+        by_time = "" if time.time_ratio is None else f", {time.time_ratio:.2f} of its time here"
+        _line("", f"a step has {time.flops / 1e12:,.3g} TFLOP, {time.flops_ratio:.2f} of full "
+              f"fine-tuning's{by_time}")
+
+
+def _seconds(range_s: tuple[float, float]) -> str:
+    low, high = range_s
+    return _duration(low) if low == high else f"{_duration(low)} to {_duration(high)}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def _capacity(found: Plan) -> None:

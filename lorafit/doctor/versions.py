@@ -22,6 +22,8 @@ EXTRAS = {
     "torchao": "bases that come in torchao's formats",
     "lm-eval": "lorafit eval --tasks",
     "gguf": "files for llama.cpp and Ollama",
+    "plots": "lorafit report --png",
+    "tensorboard": "output.trackers: tensorboard",
 }
 # Not lorafit's to install: what each is for.
 OTHERS = {

@@ -77,6 +77,17 @@ def _part_losses(model: Any, head: OutputHead | None, rows: Sequence[Tokens], pa
 
 def _by_head(model: Any, head: OutputHead, batch: Batch) -> np.ndarray:
     """Losses of the rows of a padded batch, (B,), from hidden states."""
+    places, losses = _at_places(model, head, batch)
+    if batch.weights is not None:
+        losses *= batch.weights.flatten().index_select(0, places + 1).double().cpu()
+    sums = torch.zeros(len(batch.input_ids), dtype=torch.float64)
+    sums.index_add_(0, places.cpu() // batch.input_ids.shape[1], losses)
+    return sums.numpy()
+
+
+def _at_places(model: Any, head: OutputHead, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The flat places of a padded batch that predict a supervised token, and −log p of each such
+    token in float64, on the CPU."""
     inputs = model_inputs(model, batch.input_ids, batch.attention_mask, None, None)
     places = predicting_places(batch.labels)
     states = hidden_states(head, inputs).index_select(0, places)
@@ -84,12 +95,32 @@ def _by_head(model: Any, head: OutputHead, batch: Batch) -> np.ndarray:
     at_once = tokens_at_once(head.vocabulary, states.device.type)
     chunks = [_token_losses(head, states[start : start + at_once], targets[start : start + at_once])
               for start in range(0, len(places), at_once)]
-    losses = torch.cat(chunks).double().cpu() if chunks else torch.zeros(0, dtype=torch.float64)
-    if batch.weights is not None:
-        losses *= batch.weights.flatten().index_select(0, places + 1).double().cpu()
-    sums = torch.zeros(len(batch.input_ids), dtype=torch.float64)
-    sums.index_add_(0, places.cpu() // batch.input_ids.shape[1], losses)
-    return sums.numpy()
+    return places, torch.cat(chunks).double().cpu() if chunks else torch.zeros(
+        0, dtype=torch.float64)
+
+
+@torch.inference_mode()
+def token_losses(model: Any, rows: Sequence[Tokens], pad_id: int) -> list[np.ndarray]:
+    """−log p of every token of each row, in nats, (length,) float64; NaN where it is not
+    supervised. Without the factors of messages, one row at a time."""
+    head = _usable_head(model, rows, pad_id)
+    model.eval()
+    found = []
+    for row in rows:
+        batch = collate([row].__getitem__, MicroBatch(((0,),)), _PADDED, pad_id).to(
+            next(model.parameters()).device)
+        if head is not None:
+            places, losses = _at_places(model, head, batch)
+        else:
+            inputs = model_inputs(model, batch.input_ids, batch.attention_mask, None, None)
+            places = predicting_places(batch.labels)
+            logits = model(**inputs).logits.flatten(0, 1).index_select(0, places)
+            targets = batch.labels.flatten().index_select(0, places + 1)
+            losses = F.cross_entropy(logits.float(), targets, reduction="none").double().cpu()
+        values = np.full(len(row), np.nan)
+        values[places.cpu().numpy() + 1] = losses.numpy()
+        found.append(values)
+    return found
 
 
 def _token_losses(head: OutputHead, states: Tensor, targets: Tensor) -> Tensor:

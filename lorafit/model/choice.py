@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from lorafit.errors import UserError
-from lorafit.model.weights import LINEAR, Stack, Weight
+from lorafit.model.weights import LINEAR, Stack, Weight, layer_kind
 from lorafit.recipe.adapter import Adapter
 
 
@@ -78,6 +78,26 @@ def realised_alpha(section: Adapter, weight: Weight, rank: int) -> float | None:
         return section.alpha
     share = rank / section.rank
     return section.alpha * (math.sqrt(share) if section.rslora else share)
+
+
+# Methods whose rank is that of a product of two factors, one on each side of the weight.
+_LOW_RANK = frozenset({"lora", "adalora", "deft", "delora", "hira"})
+
+
+def refuse_large_ranks(stack: Stack, section: Adapter, chosen: list[Weight]) -> None:
+    """A rank above a weight's smaller side trains weights that cannot change what is computed."""
+    if section.method not in _LOW_RANK or section.rank is None:
+        return
+    for weight in chosen:
+        rank = realised_rank(stack, section, weight)
+        side = min(weight.shape[-2:])
+        if rank > side:
+            key = "rank_pattern" if any(matches(pattern, weight)
+                                        for pattern in section.rank_pattern) else "rank"
+            raise UserError(
+                f"rank {rank} is above the smaller side of {layer_kind(weight.label)} "
+                f"({weight.shape[-2]} × {weight.shape[-1]})", f"adapter.{key}",
+                f"use at most {side}")
 
 
 def matches(pattern: str, weight: Weight) -> bool:

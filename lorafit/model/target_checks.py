@@ -15,7 +15,6 @@ from lorafit.model.choice import (
     is_named,
     is_wanted,
     matches,
-    realised_rank,
 )
 from lorafit.model.inventory import is_norm, module_words, weights_of
 from lorafit.model.named_modules import has_weights
@@ -92,26 +91,6 @@ def refuse_patterns_of_nothing(section: Adapter, chosen: list[Weight]) -> None:
                                         near.remedy))
     if problems:
         raise UserError(problems=problems)
-
-
-def refuse_large_ranks(stack: Stack, section: Adapter, chosen: list[Weight]) -> None:
-    """A rank above a weight's smaller side trains weights that cannot change what is computed."""
-    if section.method not in _LOW_RANK or section.rank is None:
-        return
-    for weight in chosen:
-        rank = realised_rank(stack, section, weight)
-        side = min(weight.shape[-2:])
-        if rank > side:
-            key = "rank_pattern" if any(matches(pattern, weight)
-                                        for pattern in section.rank_pattern) else "rank"
-            raise UserError(
-                f"rank {rank} is above the smaller side of {layer_kind(weight.label)} "
-                f"({weight.shape[-2]} × {weight.shape[-1]})", f"adapter.{key}",
-                f"use at most {side}")
-
-
-# Methods whose rank is that of a product of two factors, one on each side of the weight.
-_LOW_RANK = frozenset({"lora", "adalora", "deft", "delora", "hira"})
 
 
 def refuse_on_parameters(model: nn.Module, section: Adapter, reached: list[Weight],

@@ -13,6 +13,7 @@ from lorafit.model.choice import (
     ends_in,
     realised_alpha,
     realised_rank,
+    refuse_large_ranks,
 )
 from lorafit.model.inventory import module_words, stack_of, weights_of
 from lorafit.model.named_modules import matched_names
@@ -60,7 +61,7 @@ def resolve_targets(model: nn.Module, section: Adapter, stored: str = "none") ->
     chosen = chosen_weights(stack, section, weights)
     is_lora = section.method == "lora"
     checks.refuse_patterns_of_nothing(section, chosen)
-    checks.refuse_large_ranks(stack, section, chosen)
+    refuse_large_ranks(stack, section, chosen)
     reached = _reached_as_parameters(model, chosen) if is_lora else []
     held = set(reached)
     if reached:

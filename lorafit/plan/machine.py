@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import platform
 import re
 import subprocess
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ SIZES = ((8, "RTX 4060"), (12, "RTX 4070"), (16, "RTX 4080, T4"), (24, "RTX 4090
 @dataclass(frozen=True)
 class Machine:
     """devices: how many alike. memory_bytes: of each. is_here: whether it is this machine.
-    threads: that a CPU computes with."""
+    threads: that a CPU computes with. processor: what a CPU calls itself."""
 
     device: Device
     devices: int
     memory_bytes: int
     is_here: bool
     threads: int = 1
+    processor: str = ""
 
     def __str__(self) -> str:
         count = f"{self.devices} × " if self.devices > 1 else ""
@@ -46,7 +48,8 @@ def this_machine() -> Machine:
                        memory_bytes, True)
     has_tiles = _has_tiles()
     cpu = Device("cpu", "this CPU (AMX)" if has_tiles else "this CPU", has_bfloat16=has_tiles)
-    return Machine(cpu, 1, _main_memory_bytes(), True, _threads())
+    return Machine(cpu, 1, _main_memory_bytes(), True, usable_threads(),
+                   processor_name())
 
 
 def described(memory: str, devices: int) -> Machine:
@@ -108,8 +111,18 @@ def _main_memory_bytes() -> int:
     return min(total, limit)
 
 
-def _threads() -> int:
-    """Threads that torch would take: OMP_NUM_THREADS, or the cores that this process may use."""
+def processor_name() -> str:
+    """What a CPU calls itself, where Linux lists it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines
+                 if line.startswith("model name")), platform.processor() or platform.machine())
+
+
+def usable_threads() -> int:
+    """Threads that torch takes: OMP_NUM_THREADS, or the cores that this process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdecimal() and int(wanted) > 0:
         return int(wanted)

@@ -82,7 +82,7 @@ def predict_memory(shapes: Shapes, trained: Trained, section: Adapter, load: Loa
     else the figure that was measured once."""
     parameters = trained.parameters or 0
     keeps = kept(shapes, trained, section, load)
-    base = base_bytes(shapes, load) // load.shards
+    base = (base_bytes(shapes, load) + _still_mapped(shapes, load)) // load.shards
     largest = max((layer_bytes for layer_bytes in _layer_bytes(shapes, load)), default=0)
     if load.shards > 1:  # one layer is whole, and the next on its way
         base += 2 * largest
@@ -111,6 +111,19 @@ def base_bytes(shapes: Shapes, load: Load) -> int:
                  if weight.part in LINEAR and not weight.is_parameter)
     rest = (shapes.parameters - linear) * load.number_bytes
     return int(rest + linear * _bytes_a_number(load))
+
+
+def _still_mapped(shapes: Shapes, load: Load) -> int:
+    """On a CPU weights are pages of their file. Those that were read to be quantised stay resident
+    as long as others of the file, which need no conversion, are in use."""
+    if load.device != "cpu" or load.quantization == "none" or shapes.file_bytes is None:
+        return 0
+    stored = shapes.file_bytes / shapes.parameters
+    if round(stored) != load.number_bytes:
+        return 0
+    linear = sum(_numbers(weight.shape) for weight in shapes.weights
+                 if weight.part in LINEAR and not weight.is_parameter)
+    return int(stored * linear)
 
 
 def _bytes_a_number(load: Load) -> float:

@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorafit.data.estimate import Amount, estimate
+from lorafit.data.packing import Layout
 from lorafit.errors import UserError
+from lorafit.plan.calibration import Key, kept
 from lorafit.plan.capacity import Capacity, capacity
 from lorafit.plan.machine import Machine
 from lorafit.plan.remarks import Remark, Run, remarks_on
 from lorafit.plan.shapes import Shapes, shapes_of
+from lorafit.plan.step_time import Course, Time, evaluations, predict_time
+from lorafit.plan.steps import draw_steps
 from lorafit.plan.tokenizer import fast_tokenizer
 from lorafit.plan.trained import Trained, trained_of
+from lorafit.plan.work import Rows
 from lorafit.recipe import auto
 from lorafit.recipe.auto import Decision
 from lorafit.recipe.schema import Recipe
@@ -46,6 +51,7 @@ class Plan:
     tokens: Tokens | None
     decisions: tuple[Decision, ...]
     capacity: Capacity | None
+    time: Time | None
     remarks: tuple[Remark, ...]
 
     def decided(self, key: str) -> Any:
@@ -74,10 +80,12 @@ def plan(recipe: Recipe, machine: Machine, *,
     if tokens is not None:
         loss = None if measure_loss is None else measure_loss(recipe)
         held = capacity(tokens.seen_supervised_tokens, trained, recipe.adapter.rank, loss)
+    time = None if train is None or tokens is None else time_of(
+        recipe, shapes, trained, machine, decisions, train, held_out, tokens)
     run = Run(recipe, shapes, trained, held, None if tokens is None else tokens.steps,
               None if tokens is None else tokens.tokens_a_step)
     return Plan(recipe, machine, shapes, trained, train, held_out, tokens, decisions, held,
-                tuple(remarks_on(run)))
+                time, tuple(remarks_on(run)))
 
 
 def tokens_of(recipe: Recipe, train: Amount) -> Tokens:
@@ -91,6 +99,35 @@ def tokens_of(recipe: Recipe, train: Amount) -> Tokens:
                   in_a_step * supervised,
                   int(train.lengths.max()) if len(train.lengths) else 0,
                   round(train.supervised_tokens * min(1.0, epochs)))
+
+
+def time_of(recipe: Recipe, shapes: Shapes, trained: Trained, machine: Machine,
+            decisions: tuple[Decision, ...], train: Amount, held_out: Amount | None,
+            tokens: Tokens) -> Time | None:
+    """Of the run, by what was measured of the device or is on its data sheet."""
+    chosen = {decision.key: decision.value for decision in decisions}
+    training = recipe.training
+    layout = Layout(chosen["training.batching"], chosen["training.micro_batch_size"],
+                    recipe.data.max_length_tokens, flat=True)
+    steps = draw_steps(train, training.batch_size, layout)
+    every = auto.eval_every(training.eval_every, tokens.steps).value
+    course = Course(tokens.steps, evaluations(tokens.steps, every),
+                    None if held_out is None else _all_of(held_out))
+    recomputation = training.activation_checkpointing
+    quantised = recipe.model.quantization != "none"
+    calibration = kept(Key.of(machine, chosen["model.dtype"], recipe.model.quantization)) \
+        if machine.is_here else None
+    return predict_time(
+        shapes, trained, steps.rows, course,
+        recomputation="none" if recomputation == "auto" else recomputation, quantised=quantised,
+        devices=machine.devices, calibration=calibration, device=machine.device.name)
+
+
+def _all_of(held_out: Amount) -> Rows:
+    """What an evaluation computes."""
+    mean_square = float((held_out.lengths.astype(float) ** 2).mean())
+    return Rows(held_out.tokens, held_out.supervised_tokens, held_out.rows * mean_square,
+                -(-held_out.rows // 32))
 
 
 def decide(recipe: Recipe, shapes: Shapes, machine: Machine,

@@ -15,6 +15,7 @@ from lorafit.model.choice import (
     layer_test,
     low_rank_cost,
     realised_rank,
+    refuse_large_ranks,
 )
 from lorafit.model.weights import Weight
 from lorafit.plan.shapes import Shapes
@@ -54,6 +55,7 @@ def trained_of(shapes: Shapes, section: Adapter) -> Trained:
             chosen_layers(shapes.stack, section) or [0]))
     _refuse_unmatched(shapes, section)
     chosen = chosen_weights(shapes.stack, section, list(shapes.weights))
+    refuse_large_ranks(shapes.stack, section, chosen)
     adapted = tuple((weight, realised_rank(shapes.stack, section, weight)) for weight in chosen)
     saved = _saved(shapes, section)
     lowest = 0 if saved else min(chosen_layers(shapes.stack, section) or [0])

@@ -332,6 +332,11 @@ class Output(Section):
     dir: str
     """The run directory. One recipe, one run, one directory; an existing run is never
     overwritten."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default=[])
+    """Experiment trackers that receive what metrics.jsonl holds: `tensorboard`, `wandb`, `mlflow`,
+    `trackio`. Their packages must be installed."""
+    project: Annotated[str, Field(min_length=1)] = "lorafit"
+    """What trackers group runs under; the run itself has the name of its directory."""
 
     @field_validator("dir")
     @classmethod

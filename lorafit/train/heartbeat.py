@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from lorafit.data.examples import BadRow
@@ -20,6 +20,7 @@ from lorafit.errors import LorafitError, MachineError, RankEnded, lost_a_rank, m
 from lorafit.last_words import leave
 from lorafit.secrets import redacted
 from lorafit.train.board import Board
+from lorafit.train.display import duration
 from lorafit.train.signals import StopRequest
 from lorafit.train.standing import WRITING, Standing
 from lorafit.train.verdict import LONG_SILENCES, RESUME, Seen, Verdict, hung, silent
@@ -30,6 +31,7 @@ SILENCE_S = 15.0
 JUDGES = 2
 _GRACE_S = 2.0  # for the main thread to find out by itself
 _WRITING_S = 120.0
+_COME_TOGETHER_S = 60.0  # at least, for ranks that are still importing
 _JOIN_S = 5.0  # for the talking thread, where the main one is at its end
 
 
@@ -68,6 +70,7 @@ class Heartbeat:
         self._mine: Verdict | None = None  # what this rank's own error is to others
         self._verdict: Verdict | None = None
         self._store_is_gone = self._lost_one = False
+        self._may_talk = threading.Event()
         self._found = threading.Event()
         self._wake = threading.Event()
         self._is_done = False
@@ -79,6 +82,14 @@ class Heartbeat:
         self._talker.start()
         threading.Thread(target=self._guard, name="heartbeat guard", daemon=True).start()
 
+    def talk(self) -> None:
+        """The environment is left alone from here on, so the store may be talked to.
+
+        accelerate empties the environment and fills it again while it is set up. A connection that
+        is opened meanwhile reads it too, in C: what it finds is nothing, or memory that is gone.
+        """
+        self._may_talk.set()
+
     def done(self) -> None:
         """This rank has come to its good end, and is not missed any more."""
         self._is_done = True
@@ -88,6 +99,7 @@ class Heartbeat:
     # The thread that talks to the store.
 
     def _talk(self) -> None:
+        self._may_talk.wait()
         clock = Clock()
         try:
             self._board.join()
@@ -151,6 +163,13 @@ class Heartbeat:
             if self._is_done:
                 return
             now_s = clock.now_s()
+            patience_s = max(self._rank_timeout_s, _COME_TOGETHER_S)
+            if not self._may_talk.is_set() and now_s > patience_s:
+                self._find(Verdict(MachineError.exit_code, (
+                    f"the ranks did not come together within {duration(patience_s)} "
+                    f"(--rank-timeout): rank {self.rank} on {self._host} waits for the others at "
+                    f"{self._board.place}\n    start all of them, and check that they reach each "
+                    "other there"), -1, is_hung=True))
             if self._beat != heard:
                 heard, heard_s = self._beat, now_s
             elif heard and now_s - heard_s > SILENCE_S:
@@ -183,6 +202,7 @@ class Heartbeat:
         if not self._end.acquire(blocking=False):
             threading.Event().wait()  # the other thread is ending this process
         self._main_ends.set()
+        self.talk()
         until_s = time.monotonic() + _JOIN_S
         while not self._board.is_joined:  # the others are there, or there is nobody to tell
             if time.monotonic() > until_s or not self._talker.is_alive():
@@ -213,6 +233,9 @@ class Heartbeat:
         rank's error."""
         if not verdict.trace and leave(redacted(text.removeprefix("error: ")), verdict.code,
                                        is_echo=is_echo):
+            return
+        if not self._board.is_joined:
+            _print(text)
             return
         if self._store_is_gone:
             # One on each machine, as far as that can be told; the first one's rank 0 is gone.
@@ -267,19 +290,21 @@ class _Work:
 
 
 @contextmanager
-def watched(standing: Standing, stop: StopRequest, rank_timeout_s: float) -> Iterator[None]:
+def watched(standing: Standing, stop: StopRequest,
+            rank_timeout_s: float) -> Iterator[Callable[[], None]]:
     """Look after the other ranks within the block, if there are any.
 
-    An error in it becomes everybody's: RankEnded with its exit code, once one rank has said it.
+    Yields what is to be called once the environment is no longer changed (`Heartbeat.talk`). An
+    error in it becomes everybody's: RankEnded with its exit code, once one rank has said it.
     """
     if (int(os.environ.get("WORLD_SIZE", "1")) < 2
             or any(name not in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))):
-        yield
+        yield lambda: None
         return
     heartbeat = Heartbeat(standing, stop, rank_timeout_s)
     heartbeat.start()
     try:
-        yield
+        yield heartbeat.talk
     except Exception as error:
         ended = heartbeat.ended_by(error)
         if ended is error:

@@ -29,6 +29,7 @@ from lorafit.train.signals import StopRequest, Wish
 from lorafit.train.standing import WRITING, Kind
 from lorafit.train.step import NotFinite, StepResult, train_step
 from lorafit.train.strategy.strategy import Strategy
+from lorafit.train.trackers import NO_TRACKERS, Trackers
 from lorafit.train.watch import Watch
 
 MAX_ROWS_NAMED = 8
@@ -76,6 +77,12 @@ class Job:
     watch: Watch = field(default_factory=Watch)
     fit: Fit = field(default_factory=Fit)
     eval_fit: Fit = field(default_factory=lambda: Fit("evaluation"))
+    trackers: Trackers = NO_TRACKERS
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl, and tell the trackers: for the main rank alone."""
+        append_jsonl(self.run.metrics, line)
+        self.trackers.tell(line)
 
 
 def run_loop(job: Job, progress: Progress) -> Progress:
@@ -259,14 +266,14 @@ def _log(job: Job, progress: Progress, work: _Work, result: StepResult, learning
     warnings = job.watch.step(result.loss, result.grad_norm, result.supervised_tokens,
                               partial(_worst_rows, job, work, progress.step - 1))
     if job.strategy.is_main:
-        append_jsonl(job.run.metrics, {
+        job.log({
             "step": progress.step, "loss": result.loss, "learning_rate": learning_rate,
             "grad_norm": result.grad_norm, "supervised_tokens": result.supervised_tokens,
             "tokens": result.tokens, "computed_tokens": result.computed_tokens,
             "seconds": round(seconds, 6), **load.as_dict(),
         })
         for warning in warnings:
-            append_jsonl(job.run.metrics, {"step": progress.step, "warning": warning})
+            job.log({"step": progress.step, "warning": warning})
     job.display.step(progress.step, result.loss, learning_rate, result.supervised_tokens, seconds,
                      load)
     for warning in warnings:
@@ -309,7 +316,7 @@ def _skip(job: Job, progress: Progress, work: _Work, error: NotFinite) -> None:
     told = f"{error}; the step is left out ({progress.skipped_steps} of " \
            f"{job.training.skip_nonfinite}): {'; '.join(causes) or 'no cause was found'}"
     if job.strategy.is_main:
-        append_jsonl(job.run.metrics, {"step": progress.step, "skipped": told})
+        job.log({"step": progress.step, "skipped": told})
     job.display.say(f"warning: {told}")
 
 
@@ -380,12 +387,12 @@ def evaluate(job: Job, progress: Progress) -> tuple[bool, Wish]:
     patience = job.training.early_stopping
     progress.stopped_early = patience is not None and progress.evals_without_gain >= patience
     if job.strategy.is_main:
-        append_jsonl(job.run.metrics, {"step": progress.step, "held_out_loss": loss})
+        job.log({"step": progress.step, "held_out_loss": loss})
     job.display.evaluation(progress.step, loss, is_best)
     if not math.isfinite(loss) and (job.strategy.is_main or job.strategy.in_lockstep):
         warning = f"the held-out loss is {loss}, and no best step can be told: " + _bad_rows(job)
         if job.strategy.is_main:
-            append_jsonl(job.run.metrics, {"step": progress.step, "warning": warning})
+            job.log({"step": progress.step, "warning": warning})
         job.display.say(f"warning: step {progress.step}: {warning}")
     return is_best, Wish.NOTHING
 

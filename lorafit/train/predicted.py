@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
+from lorafit.data.estimate import Amount
 from lorafit.data.packing import Layout, MicroBatch, split_rows
 from lorafit.errors import UserError
-from lorafit.plan.calibration import cached
+from lorafit.plan.calibration import Key, kept
 from lorafit.plan.load import Load
+from lorafit.plan.machine import this_machine
 from lorafit.plan.memory import libraries_bytes, predict_memory
 from lorafit.plan.shapes import shapes_of
-from lorafit.plan.step_time import predict_evaluation, predict_step
+from lorafit.plan.step_time import Course, evaluations, predict_time
+from lorafit.plan.steps import draw_steps
 from lorafit.plan.trained import trained_of
+from lorafit.plan.work import Rows
 from lorafit.recipe.auto import Decision
 from lorafit.recipe.schema import Recipe
 from lorafit.train.prepare import Prepared, most_tokens
@@ -48,21 +52,33 @@ def predict(recipe: Recipe, prepared: Prepared, strategy: Strategy, layout: Layo
         return None
     if trained.parameters is None:
         return None
-    load, micro_batches = _load(recipe, prepared, strategy, layout, decisions)
+    load = _load(recipe, prepared, strategy, layout, decisions)
     memory = predict_memory(shapes, trained, recipe.adapter, load,
                             overhead_bytes=before_bytes + libraries_bytes(load.device))
     kinds, peak = memory.by_kind(), memory.peak_bytes
-    rates = cached(_name(prepared.device), load.dtype, torch.get_num_threads())
-    if rates is None:
+    time = None
+    key = Key.of(this_machine(), load.dtype, recipe.model.quantization)
+    if not recipe.data.streaming and (rates := kept(key)) is not None:
+        plan = prepared.plan
+        course = Course(plan.total_steps, evaluations(plan.total_steps, plan.eval_every), None)
+        time = predict_time(shapes, trained, _rows(recipe, prepared, layout), course,
+                            recomputation=load.recomputation,
+                            quantised=recipe.model.quantization != "none",
+                            devices=strategy.ranks, calibration=rates, device=key.device)
+    if time is None:
         return Predicted(kinds, peak, None, None, "shapes; this device was never measured")
-    step = predict_step(shapes, trained, recipe.adapter, load, micro_batches, rates).total_s
-    held_out = prepared.held_out
-    evaluations = 0 if held_out is None else 1 + prepared.plan.total_steps // max(
-        1, prepared.plan.eval_every)
-    passes = 0.0 if held_out is None else held_out.report.tokens / max(1, load.tokens)
-    total = step * prepared.plan.total_steps + evaluations * predict_evaluation(
-        shapes, load, passes, rates)
-    return Predicted(kinds, peak, step, total, rates.source)
+    return Predicted(kinds, peak, time.step_s[0], time.total_s[0], time.source)
+
+
+def _rows(recipe: Recipe, prepared: Prepared, layout: Layout) -> Rows:
+    """What a step computes, over all ranks, as a plan draws it from the rows' lengths."""
+    report = prepared.train
+    lengths = np.concatenate([prepared.feed.step(step).lengths for step in range(
+        min(prepared.plan.total_steps, _STEPS_LOOKED_AT))])
+    share = report.supervised_tokens / max(1, report.tokens)
+    amount = Amount(report.rows_used, lengths, np.rint(share * lengths).astype(lengths.dtype),
+                    True, "the run's own steps")
+    return draw_steps(amount, recipe.training.batch_size, layout).rows
 
 
 def beside(predicted: dict[str, Any], peak_memory_bytes: int, step_s: float | None) -> str:
@@ -79,25 +95,18 @@ def as_dict(predicted: Predicted | None) -> dict[str, Any] | None:
     return None if predicted is None else asdict(predicted)
 
 
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def _load(recipe: Recipe, prepared: Prepared, strategy: Strategy, layout: Layout,
-          decisions: Sequence[Decision]) -> tuple[Load, float]:
-    """The largest micro-batch of the first steps, and how many a rank computes of a step."""
+          decisions: Sequence[Decision]) -> Load:
+    """The largest micro-batch that a rank computes in the first steps."""
     decided = {decision.key: decision.value for decision in decisions}
     slices = 1 if strategy.own is None else strategy.own.parts
     rows, longest, supervised = layout.micro_batch_size, prepared.longest_tokens, 0
     tokens = most_tokens(prepared, recipe)
-    each_step = -(-recipe.training.batch_size // rows) / strategy.shares
     report = prepared.train
     if not recipe.data.streaming:
-        found = []
         for step in range(min(prepared.plan.total_steps, _STEPS_LOOKED_AT)):
             examples = prepared.feed.step(step)
             parts = split_rows(examples.lengths, layout, strategy.shares)
-            found.append(len(parts) / strategy.shares)
             largest: MicroBatch = max(
                 parts, key=lambda part: part.computed_tokens(examples.lengths))
             size = largest.computed_tokens(examples.lengths)
@@ -105,11 +114,10 @@ def _load(recipe: Recipe, prepared: Prepared, strategy: Strategy, layout: Layout
                 tokens, rows = size, len(largest.examples)
                 longest = max(int(examples.lengths[i]) for i in largest.examples)
                 supervised = sum(examples.tokens(i).supervised_tokens for i in largest.examples)
-        each_step = sum(found) / len(found)
     supervised = supervised or round(tokens * report.supervised_tokens / max(1, report.tokens))
     return Load(
         decided["model.dtype"], -(-tokens // slices), -(-supervised // slices), rows, longest,
         prepared.device.type, recipe.model.quantization, recipe.model.double_quantization,
         decided["model.attention"], layout.batching,
         decided["training.activation_checkpointing"], recipe.training.optimizer,
-        strategy.ranks if strategy.cuts_up else 1), each_step
+        strategy.ranks if strategy.cuts_up else 1)

@@ -17,7 +17,7 @@ MAY_CHANGE_ON_RESUME = {
     "training.early_stopping", "training.keep", "training.checkpoint_every",
     "training.keep_checkpoints", "training.sample_prompts", "training.sample_tokens",
     "training.batching", "training.skip_nonfinite", "data.max_eval_rows", "data.workers",
-    "output.dir",
+    "output.dir", "output.trackers", "output.project",
 }
 # Versions on which the bits of a result depend.
 _DECIDE_BITS = ("torch", "transformers", "peft", "bitsandbytes")

@@ -85,6 +85,7 @@ from lorafit.train.standing import WRITING, Kind, Standing
 from lorafit.train.strategy.choose import choose
 from lorafit.train.strategy.strategy import Strategy
 from lorafit.train.strategy.wanted import AUTO, Wanted, refuse_ranks, with_environment
+from lorafit.train.trackers import NO_TRACKERS, refuse_missing, start_trackers
 from lorafit.train.watch import Watch
 
 
@@ -100,18 +101,20 @@ def train(recipe: Recipe, *, resume: bool, announce: Callable[[Record], None],
     lorafit.errors.
     """
     standing, stop = Standing(), stop or StopRequest()
-    with watched(standing, stop, rank_timeout_s):
+    with watched(standing, stop, rank_timeout_s) as is_set_up:
         return _train_as_rank(recipe, resume, announce, started_s, or_start, stop, wanted,
-                              rank_timeout_s, standing)
+                              rank_timeout_s, standing, is_set_up)
 
 
 def _train_as_rank(recipe: Recipe, resume: bool, announce: Callable[[Record], None],
                    started_s: float, or_start: bool, stop: StopRequest, wanted: Wanted,
-                   rank_timeout_s: float, standing: Standing) -> Result:
+                   rank_timeout_s: float, standing: Standing,
+                   is_set_up: Callable[[], None]) -> Result:
     from accelerate import Accelerator
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     recipe = with_absolute_paths(recipe)
+    refuse_missing(recipe.output)
     run = RunDir(Path(recipe.output.dir))
     device, device_facts = find_device()
     wanted = with_environment(wanted)
@@ -121,6 +124,7 @@ def _train_as_rank(recipe: Recipe, resume: bool, announce: Callable[[Record], No
     patience = InitProcessGroupKwargs(timeout=timedelta(seconds=2 * rank_timeout_s + 1800))
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no",
                               gradient_accumulation_plugin=once, kwargs_handlers=[patience])
+    is_set_up()
     with standing.during(Kind.COMMUNICATION, "waiting for the others"):
         agree(accelerator, recipe, device_facts)
     with ExitStack() as held:
@@ -279,6 +283,8 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
         keep_record(run, record, progress)
         announce(record)
 
+    trackers = start_trackers(recipe, run, progress.step, display.say) \
+        if strategy.is_main else NO_TRACKERS
     timer = _FirstStep(display, started_s)
     stop.training()
     job = Job(
@@ -286,11 +292,12 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
         prepared.tokenizer.pad_token_id or 0, recipe.training, prepared.plan, run, timer,
         Sampler(recipe.training.sample_prompts, make_renderer(recipe.data, prepared.tokenizer),
                 recipe.training.sample_tokens),
-        stop, rule, Watch(losses), fit,
+        stop, rule, Watch(losses), fit, trackers=trackers,
     )
     try:
         progress = run_loop(job, progress)
     finally:
+        trackers.finish()
         display.stop()
     result = Result(
         progress, kept_step(recipe, progress), time.perf_counter() - started_s,

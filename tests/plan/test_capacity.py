@@ -27,7 +27,7 @@ def test_the_smallest_rank_holds_the_data_and_the_one_below_does_not(tokens, ran
     found = capacity(tokens, trained_of(TINY, section), rank)
     smallest = found.smallest_rank
     assert smallest is not None
-    if smallest <= 256:  # a rank cannot be above a weight's smaller side
+    if smallest <= 128:  # a rank cannot be above a weight's smaller side
         assert held(smallest) >= found.data_bits
         assert smallest == 1 or held(smallest - 1) < found.data_bits
 

@@ -57,6 +57,7 @@ def test_what_matches_nothing_is_refused():
     for section, said in ((Adapter(target_modules=["q_prj"]), "q_prj matches no layer"),
                           (Adapter(modules_to_save=["ln_f"]), "ln_f matches no layer"),
                           (Adapter(layers=[9]), "there is no layer 9"),
+                          (Adapter(rank=300), "rank 300 is above the smaller side"),
                           (Adapter(method="full", target_modules=["ln_f"]), "leave no layer")):
         with pytest.raises(UserError, match=said):
             trained_of(shapes, section)

@@ -46,9 +46,10 @@ def by_torchrun(driver: Path, arguments: Sequence[str]) -> "subprocess.Popen[str
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
-def by_hand(driver: Path, arguments: Sequence[str], ranks: int = 2
-            ) -> list["subprocess.Popen[str]"]:
-    """As a scheduler does it: nobody looks after them, and rank 0 holds the store."""
+def by_hand(driver: Path, arguments: Sequence[str], ranks: int = 2,
+            missing: Sequence[int] = ()) -> list["subprocess.Popen[str]"]:
+    """As a scheduler does it: nobody looks after them, and rank 0 holds the store. Those that are
+    missing are not started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -57,4 +58,4 @@ def by_hand(driver: Path, arguments: Sequence[str], ranks: int = 2
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**ENVIRONMENT, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
              "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-             "MASTER_PORT": str(port)}) for rank in range(ranks)]
+             "MASTER_PORT": str(port)}) for rank in range(ranks) if rank not in missing]

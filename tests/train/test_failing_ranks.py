@@ -161,3 +161,37 @@ def test_one_process_tells_nothing_of_ranks(make_recipe, train, capsys):
     assert " a device" not in said
     assert "communication" not in said
     assert "data " in said
+
+
+def test_ranks_that_do_not_come_together_say_so(job, tmp_path):
+    driver = write_driver(tmp_path / "driver.py", "heartbeat._COME_TOGETHER_S = 2.0\n"
+                          "def wrong(step): pass")
+    [alone] = by_hand(driver, [*job[1], "--rank-timeout", "2s"], missing=[1])
+    _, errors = alone.communicate(timeout=120)
+    assert alone.returncode == 3
+    assert errors.startswith("error: the ranks did not come together within 2 s"), errors
+    assert errors.count("error:") == 1
+
+
+def test_the_environment_is_not_emptied_while_the_store_is_talked_to(job, tmp_path):
+    """accelerate empties it while it is set up. Whoever opens a connection then reads it in C, from
+    memory that may be gone: a rank in some hundred jobs was killed by SIGSEGV."""
+    driver = write_driver(tmp_path / "driver.py", f"""
+from lorafit.train.board import Board
+began = []
+real_join = Board.join
+def join(self):
+    began.append(1)
+    real_join(self)
+Board.join = join
+def hook(event, args):
+    if event == "os.unsetenv" and args[0] == b"RANK":
+        open({str(tmp_path)!r} + ("/late" if began else "/early"), "w").close()
+sys.addaudithook(hook)
+def wrong(step): pass
+""")
+    process = by_torchrun(driver, job[1])
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "early").exists()  # else there is nothing to be seen here
+    assert not (tmp_path / "late").exists()

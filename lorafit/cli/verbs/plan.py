@@ -1,5 +1,6 @@
 """What `lorafit plan` does. Nothing here imports torch, unless it is asked to measure."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,16 +19,20 @@ def plan(recipe_path: Path, overrides: list[str], *, gpu_memory: str | None, dev
          as_json: bool) -> None:
     recipe = load_recipe(recipe_path, overrides)
     machine = _machine(gpu_memory, devices)
-    check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True, checks=False)
+    check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True, checks=False,
+                  weights=False)
     settle_hub(recipe)
     from lorafit.cli import show_plan
     from lorafit.plan import plan as plans
 
+    if calibrate:
+        _calibrate(recipe, machine)
+
     found = plans.plan(recipe, machine, measure_loss=_base_loss if measure else None)
     if as_json:
-        show_plan.as_json(found)
+        show_plan.as_json(found, price_per_hour=price)
     else:
-        show_plan.plan(found, sources=sources)
+        show_plan.plan(found, sources=sources, price_per_hour=price)
 
 
 def _machine(gpu_memory: str | None, devices: int | None) -> Machine:
@@ -41,6 +46,22 @@ def _machine(gpu_memory: str | None, devices: int | None) -> Machine:
                         "describe another one with --gpu-memory")
     return Machine(machine.device, devices, machine.memory_bytes // (
         devices if machine.device.kind == "cpu" else 1), machine.is_here, machine.threads)
+
+
+def _calibrate(recipe: Recipe, machine: Machine) -> None:
+    if not machine.is_here:
+        raise UserError("only this machine can be measured", "--calibrate",
+                        "leave it out, or --gpu-memory")
+    from lorafit.bench.calibrate import calibrate
+    from lorafit.plan.calibration import Key
+    from lorafit.recipe import auto
+
+    if machine.device.kind == "cpu" and (load := os.getloadavg()[0]) > machine.threads / 2:
+        print(f"other programs compute here too (load {load:.1f}): what is measured will be too "
+              "slow for a quiet machine", file=sys.stderr)
+    dtype = auto.dtype(recipe.model.dtype, machine.device).value
+    calibrate(Key.of(machine, dtype, recipe.model.quantization), lambda text: print(
+        f"measuring steps of {text} …", file=sys.stderr, flush=True))
 
 
 def _base_loss(recipe: Recipe) -> float:

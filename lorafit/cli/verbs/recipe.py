@@ -31,6 +31,7 @@ from lorafit.recipe.starter import starter_recipe
 from lorafit.run_dir import RunDir, refuse_target, write_text
 from lorafit.train.signals import StopRequest, listening
 from lorafit.train.strategy.wanted import AUTO, Wanted, refuse_misfit, refuse_ranks
+from lorafit.train.trackers import refuse_missing
 
 
 def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bool,
@@ -57,6 +58,7 @@ def train(recipe_path: Path, overrides: list[str], *, resume: bool, or_start: bo
             # A machine that comes back to its job finds the run that this has begun.
             may_come_back = (options.nodes or 1) > 1 and options.restarts > 0
             check_cheaply(recipe, run, goes_on or may_come_back)
+            refuse_missing(recipe.output)
             if goes_on:
                 keep_commits(recipe, run)
             settle_hub(recipe)

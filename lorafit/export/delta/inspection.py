@@ -106,18 +106,20 @@ class Inspection:
         return asdict(self) | {"kinds": [asdict(kind) for kind in self.kinds()]}
 
 
-def inspect_adapter(source: AdapterSource) -> Inspection:
+def inspect_adapter(source: AdapterSource, *, with_base: bool = True) -> Inspection:
     """Measure every layer. Of the base one tensor at a time is read, where LoRA's factors do.
+
+    with_base: off, the base's weights are left alone, and what needs them is not told.
 
     UserError when the adapter is damaged or does not fit its base.
     """
-    base = open_base(source.model)
+    base = open_base(source.model) if with_base else None
     method = method_of(source.config)
     tensors = load_file(source.directory / WEIGHTS)
     remarks: list[str] = []
     norms: dict[str, float | None] = {}
     in_full: dict[str, int] = {}
-    if base is None:
+    if base is None and with_base:
         remarks.append(f"the base {source.model.base} is not on this machine: no norms relative "
                        "to it; name a copy with --base")
     if stored := only_on(source.directory):
