@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorafit.recipe.schema import Checks, Recipe
-from lorafit.run_dir import RunDir, read_jsonl
+from lorafit.run_dir import RunDir, read_json, read_jsonl
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -74,6 +74,12 @@ def finished(recipe: Recipe, result: Any) -> None:
     console.print(f"\ndone      {progress_.step:,} steps in {duration(result.seconds)}{ended}; "
                   f"first step after {result.first_step_after_s:.1f} s; "
                   f"peak memory {result.peak_memory_bytes / 2**30:.2f} GiB")
+    told = read_json(RunDir(Path(run)).record).get("predicted")
+    if told is not None:
+        from lorafit.train.predicted import beside
+
+        console.print(f"predicted {beside(told, result.peak_memory_bytes, result.step_s)}",
+                      markup=False)
     if progress_.first_eval_loss is not None:
         best = progress_.best_loss if progress_.best_loss is not None else float("nan")
         console.print(f"held out  loss {progress_.first_eval_loss:.4f} before, "

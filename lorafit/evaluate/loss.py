@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lorafit.data.batches import Batch, collate
 from lorafit.data.packing import Layout, MicroBatch
 from lorafit.data.tokens import Tokens
-from lorafit.kernels.cross_entropy import tokens_at_once
+from lorafit.kernels.chunks import tokens_at_once
 from lorafit.model.fast.head import OutputHead, find_head, hidden_states
 from lorafit.model.fast.proof import LIMITS
 from lorafit.model.loss import model_inputs, predicting_places, summed_cross_entropy
@@ -92,7 +92,7 @@ def _at_places(model: Any, head: OutputHead, batch: Batch) -> tuple[Tensor, Tens
     places = predicting_places(batch.labels)
     states = hidden_states(head, inputs).index_select(0, places)
     targets = batch.labels.flatten().index_select(0, places + 1)
-    at_once = tokens_at_once(head.vocabulary, states.device)
+    at_once = tokens_at_once(head.vocabulary, states.device.type)
     chunks = [_token_losses(head, states[start : start + at_once], targets[start : start + at_once])
               for start in range(0, len(places), at_once)]
     return places, torch.cat(chunks).double().cpu() if chunks else torch.zeros(

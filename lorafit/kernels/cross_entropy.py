@@ -17,10 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Logits of a chunk. On a CPU a chunk of 256 tokens multiplies a tenth slower than one of 512, one
-# of 64 half as fast; with a vocabulary of 32,000 this is 524 tokens and 64 MiB.
-_CHUNK_LOGITS = 2**24
-_FEWEST_TOKENS = 256
+from lorafit.kernels.chunks import tokens_at_once
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def chunked_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, *,
     targets: (N,) int64. weights: (N,) float32 factors on each token's loss, None for 1. Gradients
     go to x only.
     """
-    tokens = chunk_tokens or tokens_at_once(len(weight), x.device)
+    tokens = chunk_tokens or tokens_at_once(len(weight), x.device.type)
     apply: Any = _ChunkedCrossEntropy.apply
     return apply(x, weight, bias, targets, weights, shaping, tokens)
 
@@ -62,7 +59,7 @@ def cross_entropy_through(head: Callable[[Tensor], Tensor], trained: Sequence[Te
 
     head: (n, H) to logits (n, V). trained: every tensor in it that takes a gradient.
     """
-    tokens = chunk_tokens or tokens_at_once(vocabulary, x.device)
+    tokens = chunk_tokens or tokens_at_once(vocabulary, x.device.type)
     apply: Any = _CrossEntropyThrough.apply
     return apply(x, head, targets, weights, shaping, tokens, *trained)
 
@@ -75,12 +72,6 @@ def reference_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, *,
     if weights is None:
         return F.cross_entropy(logits, targets, reduction="sum")
     return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
-
-
-def tokens_at_once(vocabulary: int, device: torch.device) -> int:
-    """How many tokens have logits at the same time."""
-    room = _CHUNK_LOGITS if device.type == "cpu" else 8 * _CHUNK_LOGITS
-    return max(_FEWEST_TOKENS, room // vocabulary)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from lorafit.errors import UserError
-from lorafit.kernels.cross_entropy import tokens_at_once
+from lorafit.kernels.chunks import tokens_at_once
 from lorafit.model.fast.experts import FastExperts
 from lorafit.model.fast.mlp import FastGatedMlp
 from lorafit.model.fast.proof import TOKENS, small_row
@@ -128,7 +128,7 @@ def held_bytes(module: nn.Module, device: torch.device) -> int:
         weights += 2 * max(sum(p.nbytes for p in layer.parameters()) for layer in layers)
     model: Any = module.model
     vocabulary = model.config.get_text_config().vocab_size
-    logits = 10 * vocabulary * tokens_at_once(vocabulary, device)
+    logits = 10 * vocabulary * tokens_at_once(vocabulary, device.type)
     return int(weights + 12 * trained + logits)
 
 

@@ -6,10 +6,12 @@ need not agree: they meet after all micro-batches of a step, however many each o
 """
 
 import gc
+import os
 import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -107,3 +109,15 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def held_memory_bytes(device: torch.device) -> int:
+    """Memory in use at this moment: of the device, or of the process on a CPU, where Linux tells;
+    elsewhere the most so far."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return peak_memory_bytes(device)
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import statistics
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +40,7 @@ HELD_OUT_ROWS = 32  # kept in the run directory for verification after export
 class Record:
     """What a run prints at its start and keeps in record.json.
 
+    predicted: memory and time (`train/predicted.py`); None where they cannot be told.
     adapter: None where it can be counted only once the base is loaded. remarks: what the adapter
     section does with this model that a reader may not expect.
     """
@@ -58,11 +60,13 @@ class Record:
     base_digest: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     hub_commits: dict[str, str] = field(default_factory=dict)
+    predicted: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. Times in seconds, memory in bytes. read: rows of a stream, counted."""
+    """How a run ended. Times in seconds, memory in bytes. read: rows of a stream, counted.
+    step_s: the median of its steps but the first; None where there was one."""
 
     progress: Progress
     kept_step: int
@@ -70,6 +74,7 @@ class Result:
     first_step_after_s: float
     peak_memory_bytes: int
     read: dict[str, int] | None = None
+    step_s: float | None = None
 
 
 def write_inputs(run: RunDir, recipe: Recipe, prepared: Prepared) -> None:
@@ -167,6 +172,12 @@ def earlier_losses(run: RunDir, progress: Progress) -> list[float]:
     """Of the steps before the one that a resumed run stands at."""
     return [line["loss"] for line in _lines(run.metrics)
             if isinstance(line.get("loss"), float) and line["step"] <= progress.step]
+
+
+def median_step_s(run: RunDir) -> float | None:
+    """Of the steps that were logged, the first of a process left out where others follow."""
+    seconds = [line["seconds"] for line in _lines(run.metrics) if "seconds" in line]
+    return statistics.median(seconds[1:]) if len(seconds) > 1 else None
 
 
 def kept_step(recipe: Recipe, progress: Progress) -> int:

@@ -37,6 +37,7 @@ from lorafit.recipe.auto import Decision
 from lorafit.recipe.schema import Recipe
 from lorafit.run_dir import RunDir, clear_left_overs
 from lorafit.run_lock import RunLock
+from lorafit.train import predicted
 from lorafit.train.agreement import agree
 from lorafit.train.checkpoint import (
     Progress,
@@ -49,7 +50,7 @@ from lorafit.train.checkpoint import (
 from lorafit.train.display import Display, make_display
 from lorafit.train.heartbeat import RANK_TIMEOUT_S, watched
 from lorafit.train.loop import Job, run_loop
-from lorafit.train.memory import Fit, fit_of, peak_memory_bytes
+from lorafit.train.memory import Fit, fit_of, held_memory_bytes, peak_memory_bytes
 from lorafit.train.optimizer import build_optimizer
 from lorafit.train.prepare import (
     Prepared,
@@ -66,6 +67,7 @@ from lorafit.train.record import (
     keep_start,
     kept_start,
     kept_step,
+    median_step_s,
     versions_here,
     write_inputs,
     write_result,
@@ -224,6 +226,7 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     strategy, spread = choose(wanted, recipe, accelerator, prepared.base_bytes, prepared.why_whole)
     strategy.standing = standing
     standing.at(Kind.LOADING, "loading the model")
+    before_bytes = held_memory_bytes(prepared.device)
     adapted = _load(recipe, run, prepared, strategy, resume)
     _same_on_all_ranks(accelerator, adapted)
     facts = describe(adapted)
@@ -271,6 +274,8 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
         [*prepared.remarks, *built.remarks, *learnt,
          *(on_other_versions(run, versions) if resume else [])],
         bases.sizes(prepared.config), digest, versions, pins.commits(),
+        predicted.as_dict(predicted.predict(recipe, prepared, strategy, layout, built.decisions,
+                                            before_bytes)) if strategy.is_main else None,
     )
     losses = earlier_losses(run, progress) if resume else []
     strategy.wait()  # read by all before one of them writes
@@ -297,6 +302,7 @@ def _train(accelerator: Any, recipe: Recipe, run: RunDir, held: ExitStack, resum
     result = Result(
         progress, kept_step(recipe, progress), time.perf_counter() - started_s,
         timer.first_step_after_s, peak_memory_bytes(prepared.device), prepared.feed.read(),
+        median_step_s(run),
     )
     standing.at(Kind.SAVING, "saving the result")
     with strategy.whole(adapted):
