@@ -114,7 +114,7 @@ def base_bytes(shapes: Shapes, load: Load) -> int:
 
 
 def _still_mapped(shapes: Shapes, load: Load) -> int:
-    """On a CPU weights are pages of their file. Those that were read to be quantised, or to be joined
+    """On a CPU weights are pages of their file. Those that were read to be quantised, or joined
     with other experts', stay resident as long as others of the file, which need no conversion, are
     in use."""
     if load.device != "cpu" or shapes.file_bytes is None:
