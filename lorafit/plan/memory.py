@@ -114,16 +114,20 @@ def base_bytes(shapes: Shapes, load: Load) -> int:
 
 
 def _still_mapped(shapes: Shapes, load: Load) -> int:
-    """On a CPU weights are pages of their file. Those that were read to be quantised stay resident
-    as long as others of the file, which need no conversion, are in use."""
-    if load.device != "cpu" or load.quantization == "none" or shapes.file_bytes is None:
+    """On a CPU weights are pages of their file. Those that were read to be quantised, or joined
+    with other experts', stay resident as long as others of the file, which need no conversion, are
+    in use."""
+    if load.device != "cpu" or shapes.file_bytes is None:
         return 0
     stored = shapes.file_bytes / shapes.parameters
     if round(stored) != load.number_bytes:
         return 0
-    linear = sum(_numbers(weight.shape) for weight in shapes.weights
-                 if weight.part in LINEAR and not weight.is_parameter)
-    return int(stored * linear)
+    joins = shapes.sizes.model_type != "gpt_oss"  # whose files hold experts in one piece
+    read = sum(_numbers(weight.shape) for weight in shapes.weights
+               if (joins and weight.is_fused) or (
+                   load.quantization != "none" and weight.part in LINEAR
+                   and not weight.is_parameter))
+    return int(stored * read)
 
 
 def _bytes_a_number(load: Load) -> float:
