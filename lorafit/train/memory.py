@@ -107,6 +107,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory used so far: of the device, or of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:  # getrusage counts what the parent had when it started this process, too
+        text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(text.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, ValueError, IndexError):  # no Linux
+        pass
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

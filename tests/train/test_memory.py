@@ -1,6 +1,8 @@
 """Running out of memory costs time, and nothing else."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +119,13 @@ def test_which_errors_mean_that_memory_is_out():
     assert ran_out_of_memory(caught.value)
     assert not ran_out_of_memory(RuntimeError("shapes differ"))
     assert not ran_out_of_memory(ValueError("out of memory"))
+
+
+def test_the_memory_of_a_process_is_not_that_of_who_started_it():
+    script = ("import torch; from lorafit.train.memory import peak_memory_bytes; "
+              "print(peak_memory_bytes(torch.device('cpu')))")
+    held = bytearray(2 << 30)  # pages of this process are counted by getrusage of its children
+    held[::4096] = b"x" * len(held[::4096])
+    peak = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                              check=True).stdout)
+    assert 100 << 20 < peak < 1 << 30
