@@ -7,6 +7,7 @@ from typing import Any
 from lorafit.cli.show import console
 from lorafit.data.estimate import Amount
 from lorafit.plan.capacity import FORMULA, MOST_BITS_PER_TOKEN
+from lorafit.plan.fitting import MOST_ROWS, Fitting
 from lorafit.plan.plan import Plan
 from lorafit.plan.remarks import Remark
 
@@ -16,6 +17,7 @@ def plan(found: Plan, *, sources: bool, price_per_hour: float | None) -> None:
     _base(found)
     _trained(found)
     _data(found)
+    _memory(found)
     _time(found, price_per_hour)
     _capacity(found)
     _remarks(found.remarks)
@@ -51,9 +53,23 @@ def as_dict(found: Plan) -> dict[str, Any]:
         "decisions": [decision.as_dict() for decision in found.decisions],
         "capacity": None if found.capacity is None else {
             **asdict(found.capacity), "share": found.capacity.share},
+        "memory": None if found.memory is None else _fitting(found.memory),
         "time": None if found.time is None else asdict(found.time),
         "remarks": [asdict(remark) for remark in found.remarks],
     }
+
+
+def _fitting(fitting: Fitting) -> dict[str, Any]:
+    memory = fitting.memory
+    return {
+        "fits": fitting.fits, "usable_bytes": fitting.usable_bytes,
+        "by_kind_bytes": memory.by_kind(), "training_bytes": memory.training_bytes,
+        "evaluation_bytes": memory.evaluation_bytes, "saving_bytes": memory.saving_bytes,
+        "peak_bytes": memory.peak_bytes, "least_bytes": fitting.least_bytes,
+        "recomputation": fitting.recomputation.as_dict(), "strategy": fitting.strategy.as_dict(),
+        "largest_micro_batch": fitting.largest_micro_batch,
+        "longest_row_tokens": fitting.longest_row_tokens, "smallest_machine": fitting.smallest,
+        "alternatives": [asdict(other) for other in fitting.alternatives]}
 
 
 def _amount(amount: Amount) -> dict[str, Any]:
@@ -111,11 +127,44 @@ def _amount_words(amount: Amount) -> str:
             f"{int(amount.lengths.max(initial=0)):,} (from {amount.how})")
 
 
+def _memory(found: Plan) -> None:
+    fitting = found.memory
+    if fitting is None:
+        _line("memory", f"not told: the parameters of {found.trained.method} are not counted from "
+              "shapes")
+        return
+    memory = fitting.memory
+    kinds = ", ".join(f"{kind} {_size(size)}" for kind, size in memory.by_kind().items() if size)
+    verdict = "fits" if fitting.fits else "DOES NOT FIT"
+    _line("memory", f"{_size(memory.peak_bytes)} of a device's {_size(fitting.usable_bytes)}: "
+          f"{verdict}")
+    _line("", f"training {_size(memory.training_bytes)} ({kinds})")
+    _line("", f"evaluation {_size(memory.evaluation_bytes)}, saving "
+          f"{_size(memory.saving_bytes)}")
+    if found.machine.devices > 1:
+        _line("", f"{fitting.strategy.value}: {fitting.strategy.reason}")
+    _line("", f"activations: recomputation {fitting.recomputation.value} "
+          f"({fitting.recomputation.reason})")
+    more = " or more" if fitting.largest_micro_batch == MOST_ROWS else ""
+    _line("", f"up to {fitting.largest_micro_batch:,}{more} rows of the longest at once, or one "
+          f"row of {fitting.longest_row_tokens:,} tokens; with one row at a time and full "
+          f"recomputation {_size(fitting.least_bytes)}")
+    others = ", ".join(f"{other.name} {_size(other.peak_bytes)}"
+                       f"{'' if other.fits else ' (too much)'}" for other in fitting.alternatives)
+    _line("", f"the same in {others}")
+    _line("", f"smallest machine: {fitting.smallest}")
+
+
+def _size(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:,.3g} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:,.3g} MB"
+
+
 def _time(found: Plan, price_per_hour: float | None) -> None:
     time = found.time
     if time is None:
         if found.tokens is not None:
-            _line("time", "this device was not measured yet: --calibrate does it, in some seconds")
+            _line("time", "this device was not measured yet: --calibrate does it, in some seconds"
+                  if found.machine.is_here else "not told: --gpu names one with a data sheet")
         return
     error = "" if time.error is None else f", within {time.error:.0%} of the steps it rests on"
     _line("time", f"{_seconds(time.step_s)} a step, {_seconds(time.total_s)} in all, of which "

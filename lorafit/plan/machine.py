@@ -52,15 +52,15 @@ def this_machine() -> Machine:
                    processor_name())
 
 
-def described(memory: str, devices: int) -> Machine:
-    """GPUs with so much memory (`24GB`, `24GiB` or `24`), which compute in bfloat16. UserError for
-    what is no size."""
+def described(memory: str, devices: int, name: str = "GPU") -> Machine:
+    """GPUs with so much memory (`24GB`, `24GiB` or `24`), which compute in bfloat16. name: as their
+    maker has it. UserError for what is no size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|G|)", memory.strip(), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
         raise UserError(f"{memory!r} is no size", "--gpu-memory", "write it as 24GB or 22.5GiB")
     unit = 10**9 if match[2].lower() == "gb" else GIB
     size = int(float(match[1]) * unit)
-    return Machine(_gpu("GPU", size, True), devices, size, False)
+    return Machine(_gpu(name, size, True), devices, size, False)
 
 
 def _gpu(name: str, memory_bytes: int, has_bfloat16: bool) -> Device:

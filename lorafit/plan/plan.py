@@ -1,6 +1,6 @@
 """What a recipe will need and do on a machine, told before anything is loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,13 @@ from lorafit.data.packing import Layout
 from lorafit.errors import UserError
 from lorafit.plan.calibration import Key, kept
 from lorafit.plan.capacity import Capacity, capacity
+from lorafit.plan.fitting import Fitting, fit_into
+from lorafit.plan.load import Load
 from lorafit.plan.machine import Machine
 from lorafit.plan.remarks import Remark, Run, remarks_on
 from lorafit.plan.shapes import Shapes, shapes_of
 from lorafit.plan.step_time import Course, Time, evaluations, predict_time
-from lorafit.plan.steps import draw_steps
+from lorafit.plan.steps import Steps, draw_steps
 from lorafit.plan.tokenizer import fast_tokenizer
 from lorafit.plan.trained import Trained, trained_of
 from lorafit.plan.work import Rows
@@ -40,7 +42,8 @@ class Tokens:
 @dataclass(frozen=True)
 class Plan:
     """The answer to `lorafit plan`. train, tokens: None where the base brings no tokenizer.json to
-    count with. decisions: what `auto` means on this machine."""
+    count with. memory: None for a method whose parameters are not counted from shapes. decisions:
+    what `auto` means on this machine."""
 
     recipe: Recipe
     machine: Machine
@@ -51,6 +54,7 @@ class Plan:
     tokens: Tokens | None
     decisions: tuple[Decision, ...]
     capacity: Capacity | None
+    memory: Fitting | None
     time: Time | None
     remarks: tuple[Remark, ...]
 
@@ -76,16 +80,25 @@ def plan(recipe: Recipe, machine: Machine, *,
         tokens = tokens_of(recipe, train)
         _refuse_too_long(shapes, tokens.longest_tokens)
     decisions = decide(recipe, shapes, machine, tokens)
+    chosen = {decision.key: decision.value for decision in decisions}
+    steps = None if train is None else draw_steps(train, recipe.training.batch_size, Layout(
+        chosen["training.batching"], chosen["training.micro_batch_size"],
+        recipe.data.max_length_tokens, flat=True))
+    memory = fit_into(machine, recipe, shapes, trained,
+                      _load(recipe, chosen, machine, tokens, steps))
     held: Capacity | None = None
     if tokens is not None:
         loss = None if measure_loss is None else measure_loss(recipe)
         held = capacity(tokens.seen_supervised_tokens, trained, recipe.adapter.rank, loss)
-    time = None if train is None or tokens is None else time_of(
-        recipe, shapes, trained, machine, decisions, train, held_out, tokens)
+    time = None
+    if steps is not None and tokens is not None:
+        recomputation = "none" if memory is None else memory.recomputation.value
+        time = time_of(recipe, shapes, trained, machine, chosen, steps, held_out, tokens,
+                       recomputation)
     run = Run(recipe, shapes, trained, held, None if tokens is None else tokens.steps,
-              None if tokens is None else tokens.tokens_a_step)
+              None if tokens is None else tokens.tokens_a_step, _fits_unquantised(memory))
     return Plan(recipe, machine, shapes, trained, train, held_out, tokens, decisions, held,
-                time, tuple(remarks_on(run)))
+                memory, time, tuple(remarks_on(run)))
 
 
 def tokens_of(recipe: Recipe, train: Amount) -> Tokens:
@@ -102,25 +115,41 @@ def tokens_of(recipe: Recipe, train: Amount) -> Tokens:
 
 
 def time_of(recipe: Recipe, shapes: Shapes, trained: Trained, machine: Machine,
-            decisions: tuple[Decision, ...], train: Amount, held_out: Amount | None,
-            tokens: Tokens) -> Time | None:
+            chosen: Mapping[str, Any], steps: Steps, held_out: Amount | None,
+            tokens: Tokens, recomputation: str) -> Time | None:
     """Of the run, by what was measured of the device or is on its data sheet."""
-    chosen = {decision.key: decision.value for decision in decisions}
-    training = recipe.training
-    layout = Layout(chosen["training.batching"], chosen["training.micro_batch_size"],
-                    recipe.data.max_length_tokens, flat=True)
-    steps = draw_steps(train, training.batch_size, layout)
-    every = auto.eval_every(training.eval_every, tokens.steps).value
+    every = auto.eval_every(recipe.training.eval_every, tokens.steps).value
     course = Course(tokens.steps, evaluations(tokens.steps, every),
                     None if held_out is None else _all_of(held_out))
-    recomputation = training.activation_checkpointing
     quantised = recipe.model.quantization != "none"
     calibration = kept(Key.of(machine, chosen["model.dtype"], recipe.model.quantization)) \
         if machine.is_here else None
     return predict_time(
         shapes, trained, steps.rows, course,
-        recomputation="none" if recomputation == "auto" else recomputation, quantised=quantised,
+        recomputation=recomputation, quantised=quantised,
         devices=machine.devices, calibration=calibration, device=machine.device.name)
+
+
+def _load(recipe: Recipe, chosen: Mapping[str, Any], machine: Machine, tokens: Tokens | None,
+          steps: Steps | None) -> Load:
+    """The largest micro-batch; of the longest rows that the recipe allows where none was seen."""
+    rows = chosen["training.micro_batch_size"]
+    limit = recipe.data.max_length_tokens
+    longest = limit if tokens is None else tokens.longest_tokens
+    largest = rows * longest if steps is None else steps.largest_tokens
+    supervised = largest if steps is None else steps.largest_supervised
+    return Load(chosen["model.dtype"], largest, supervised, rows, longest, machine.device.kind,
+                recipe.model.quantization, recipe.model.double_quantization,
+                chosen["model.attention"], chosen["training.batching"],
+                optimizer=recipe.training.optimizer)
+
+
+def _fits_unquantised(memory: Fitting | None) -> bool | None:
+    """Whether the base in 16 bits fits too."""
+    if memory is None:
+        return None
+    return any(other.fits for other in memory.alternatives
+               if other.name in ("bfloat16", "float16"))
 
 
 def _all_of(held_out: Amount) -> Rows:

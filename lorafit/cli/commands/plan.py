@@ -14,6 +14,10 @@ def plan(
     gpu_memory: Annotated[str | None, typer.Option(
         "--gpu-memory", metavar="SIZE", show_default=False,
         help="Plan for GPUs with so much memory, such as 24GB, in place of this machine.")] = None,
+    gpu: Annotated[str | None, typer.Option(
+        "--gpu", metavar="NAME", show_default=False,
+        help="Their name, such as 'RTX 4090' or A100: the time follows from its data "
+        "sheet.")] = None,
     devices: Annotated[int | None, typer.Option(
         "--devices", min=1, show_default=False,
         help="How many of them; all of this machine's, or 1, if left out.")] = None,
@@ -37,5 +41,5 @@ def plan(
     """
     from lorafit.cli.verbs import plan as verbs
 
-    verbs.plan(recipe_path, overrides or [], gpu_memory=gpu_memory, devices=devices,
+    verbs.plan(recipe_path, overrides or [], gpu_memory=gpu_memory, gpu=gpu, devices=devices,
                measure=measure, calibrate=calibrate, price=price, sources=sources, as_json=as_json)

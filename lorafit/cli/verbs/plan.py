@@ -14,11 +14,11 @@ from lorafit.run_dir import RunDir
 WILL_NOT_FIT = 1
 
 
-def plan(recipe_path: Path, overrides: list[str], *, gpu_memory: str | None, devices: int | None,
-         measure: bool, calibrate: bool, price: float | None, sources: bool,
+def plan(recipe_path: Path, overrides: list[str], *, gpu_memory: str | None, gpu: str | None,
+         devices: int | None, measure: bool, calibrate: bool, price: float | None, sources: bool,
          as_json: bool) -> None:
     recipe = load_recipe(recipe_path, overrides)
-    machine = _machine(gpu_memory, devices)
+    machine = _machine(gpu_memory, gpu, devices)
     check_cheaply(recipe, RunDir(Path(recipe.output.dir)), resume=True, checks=False,
                   weights=False)
     settle_hub(recipe)
@@ -33,11 +33,15 @@ def plan(recipe_path: Path, overrides: list[str], *, gpu_memory: str | None, dev
         show_plan.as_json(found, price_per_hour=price)
     else:
         show_plan.plan(found, sources=sources, price_per_hour=price)
+    if found.memory is not None and not found.memory.fits:
+        sys.exit(WILL_NOT_FIT)
 
 
-def _machine(gpu_memory: str | None, devices: int | None) -> Machine:
+def _machine(gpu_memory: str | None, gpu: str | None, devices: int | None) -> Machine:
     if gpu_memory is not None:
-        return described(gpu_memory, devices or 1)
+        return described(gpu_memory, devices or 1, gpu or "GPU")
+    if gpu is not None:
+        raise UserError("how much memory has it?", f"--gpu {gpu}", "add --gpu-memory 24GB")
     machine = this_machine()
     if devices is None:
         return machine
