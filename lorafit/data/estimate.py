@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lorafit.data.dataset import TokenisedData, read_data
-from lorafit.data.given import Given, shape_of, sources_of
+from lorafit.data.given import Given, shape_of, sources_of, unusable
 from lorafit.data.pipeline import Pipeline
 from lorafit.data.reading import is_tokenised
 from lorafit.data.sources import open_blocks, source_files
@@ -114,7 +114,10 @@ def _sampled(given: Given, data: Data, tokenizer: Any, budget_s: float) -> Amoun
                              streaming=data.streaming):
         if limit is not None:
             block = block.first(limit - records)
-        rows = pipeline(block).rows.rows
+        made = pipeline(block)
+        if made.problems and not given.may_drop:
+            raise unusable(made.problems, made.rows_read, len(made.problems))
+        rows = made.rows.rows
         lengths.append(np.diff(rows["end"], prepend=0))
         supervised.append(rows["supervised"].astype(np.int64))
         records += len(block)

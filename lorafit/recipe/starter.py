@@ -21,6 +21,7 @@ def starter_recipe(model: str, data: str, evaluation: str | None, columns: dict[
     )
     head = dedent(f"""\
         # Every key is explained by `lorafit schema --markdown`.
+        # What it will need:  lorafit plan THIS_FILE
         # Check it:           lorafit check THIS_FILE
         # Try it in seconds:  lorafit train THIS_FILE --smoke
 

@@ -18,6 +18,7 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from lorafit.cli.main 
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "rows.jsonl").write_text(ROWS)
     (tmp_path / "r.yaml").write_text(RECIPE)
+    (tmp_path / "odd.jsonl").write_text(ROWS + '{"prompt": 1}\n')
     return tmp_path
 
 
@@ -57,7 +58,11 @@ def test_formulas_are_printed_on_demand(folder):
     (["--set", "model.base=./nothing"], "no such base model"),
     (["--set", "adapter.rank=none"], "adapter.rank"),
     (["--set", "data.train=nothing.jsonl"], "nothing.jsonl"),
+    (["--set", "data.train=odd.jsonl"], "odd.jsonl:3"),
     (["--gpu-memory", "much"], "'much' is no size"),
+    (["--gpu", "A100"], "add --gpu-memory"),
+    (["--gpu-memory", "80GB", "--calibrate"], "only this machine can be measured"),
+    (["--set", "model.quantization=int8", "--calibrate"], "are not measured"),
     (["--set", "adapter.target_modules=[q_prj]"], "q_prj matches no layer"),
 ])
 def test_bad_input(arguments, said, folder):

@@ -56,6 +56,9 @@ def _calibrate(recipe: Recipe, machine: Machine) -> None:
     if not machine.is_here:
         raise UserError("only this machine can be measured", "--calibrate",
                         "leave it out, or --gpu-memory")
+    if recipe.model.quantization == "int8":
+        raise UserError("steps on int8 bases are not measured: models of random weights are not "
+                        "made in it", "--calibrate", "leave it out; the time is not told then")
     from lorafit.bench.calibrate import calibrate
     from lorafit.plan.calibration import Key
     from lorafit.recipe import auto

@@ -270,7 +270,8 @@ def init(model: str, data: Path, evaluation: Path | None, quantization: str,
     print(f"{output} written; the data is read as {shape.format} ({shape.reason})")
     from lorafit.cli import show
 
-    show.next_commands([f"lorafit check {output}", f"lorafit train {output}"])
+    show.next_commands([f"lorafit plan {output}", f"lorafit preview {output}",
+                        f"lorafit train {output}"])
 
 
 def _run_name(data: Path) -> str:
