@@ -24,7 +24,7 @@ from lorafit.plan.machine import Machine
 from lorafit.plan.work import Work
 
 UNITS = tuple(field.name for field in fields(Work))
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
