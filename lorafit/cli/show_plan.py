@@ -63,7 +63,8 @@ def _fitting(fitting: Fitting) -> dict[str, Any]:
     memory = fitting.memory
     return {
         "fits": fitting.fits, "usable_bytes": fitting.usable_bytes,
-        "by_kind_bytes": memory.by_kind(), "training_bytes": memory.training_bytes,
+        "by_kind_bytes": memory.by_kind(),
+        "loading_bytes": memory.loading_bytes, "training_bytes": memory.training_bytes,
         "evaluation_bytes": memory.evaluation_bytes, "saving_bytes": memory.saving_bytes,
         "peak_bytes": memory.peak_bytes, "least_bytes": fitting.least_bytes,
         "recomputation": fitting.recomputation.as_dict(), "strategy": fitting.strategy.as_dict(),
@@ -139,8 +140,8 @@ def _memory(found: Plan) -> None:
     _line("memory", f"{_size(memory.peak_bytes)} of a device's {_size(fitting.usable_bytes)}: "
           f"{verdict}")
     _line("", f"training {_size(memory.training_bytes)} ({kinds})")
-    _line("", f"evaluation {_size(memory.evaluation_bytes)}, saving "
-          f"{_size(memory.saving_bytes)}")
+    _line("", f"loading {_size(memory.loading_bytes)}, evaluation "
+          f"{_size(memory.evaluation_bytes)}, saving {_size(memory.saving_bytes)}")
     if found.machine.devices > 1:
         _line("", f"{fitting.strategy.value}: {fitting.strategy.reason}")
     _line("", f"activations: recomputation {fitting.recomputation.value} "

@@ -37,7 +37,8 @@ def libraries_bytes(device: str) -> int:
 @dataclass(frozen=True)
 class Memory:
     """Bytes by kind, of one device. activations: at most, with what passes through while they are
-    there. logits: of a chunk. overhead: of the process, and of allocators."""
+    there. logits: of a chunk. overhead: of the process, and of allocators. saving_copies: of what
+    is written, in the host's memory. loaded_files: mapped while their numbers become others."""
 
     base: int
     adapters: int
@@ -48,6 +49,11 @@ class Memory:
     overhead: int
     evaluation_activations: int
     saving_copies: int
+    loaded_files: int = 0
+
+    @property
+    def loading_bytes(self) -> int:
+        return self.base + self.overhead + self.loaded_files
 
     @property
     def training_bytes(self) -> int:
@@ -63,7 +69,8 @@ class Memory:
 
     @property
     def peak_bytes(self) -> int:
-        return max(self.training_bytes, self.evaluation_bytes, self.saving_bytes)
+        return max(self.loading_bytes, self.training_bytes, self.evaluation_bytes,
+                   self.saving_bytes)
 
     @property
     def _held(self) -> int:
@@ -102,7 +109,18 @@ def predict_memory(shapes: Shapes, trained: Trained, section: Adapter, load: Loa
         optimizer=int(states * parameters) // load.shards,
         activations=keeps.total + passing, logits=keeps.logits, overhead=overhead,
         evaluation_activations=4 * width + keeps.passing + keeps.logits,
-        saving_copies=adapters)
+        saving_copies=int((_ADAPTER + states) * parameters) if load.device == "cpu" else 0,
+        loaded_files=_converted_files(shapes, load) - _still_mapped(shapes, load))
+
+
+def _converted_files(shapes: Shapes, load: Load) -> int:
+    """Bytes of the base's files where its weights are held in another form than they are stored."""
+    size = shapes.file_bytes
+    if load.device != "cpu" or size is None:
+        return 0
+    is_as_stored = load.quantization == "none" and \
+        abs(size / (shapes.parameters * load.number_bytes) - 1) < 0.05
+    return 0 if is_as_stored else size
 
 
 def base_bytes(shapes: Shapes, load: Load) -> int:

@@ -37,10 +37,10 @@ class Rows:
 @dataclass(frozen=True)
 class Work:
     """Of one step. flops: of matrix products. numbers: that go in and out of them, a measure for
-    all that is computed number by number. calls: of decoder layers. stored_numbers: weights that
-    are unpacked from a quantised form. normed_numbers: weights whose norm DoRA takes in each pass,
-    with the update added, and through which it computes as plain layers do. updated: parameters of
-    the optimizer."""
+    all that is computed number by number. calls: of decoder layers, and of their experts.
+    stored_numbers: weights that are unpacked from a quantised form. normed_numbers: weights whose
+    norm DoRA takes in each pass, with the update added, computing as plain layers do. updated:
+    parameters of the optimizer."""
 
     flops: float
     numbers: float
@@ -89,7 +89,9 @@ def work_of(shapes: Shapes, trained: Trained, rows: Rows, *, recomputation: str 
     below = trained.lowest_layer / max(1, sizes.layers)
     passes_attention = (1 - below) * (_ATTENTION_PASSES + (recomputation == "full")) + below
     flops += sizes.layers * rows.squares * 2 * sizes.heads * sizes.head_dim * passes_attention
-    calls = sizes.layers * rows.micro_batches * (
+    # An expert is called by itself, as a layer is.
+    each = 1 + (sizes.experts if any(w.part == "experts" for w in shapes.weights) else 0)
+    calls = sizes.layers * each * rows.micro_batches * (
         below + (1 - below) * (2 + (recomputation == "full")))
     return Work(flops, numbers, calls, stored, normed, trained.parameters or 0.0)
 
