@@ -90,6 +90,7 @@ def test_a_sweep_that_is_killed_goes_on_to_the_runs_one_would_start_by_hand(
     assert figures(directory) == table
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_a_row_that_says_why(recipe_file: Path, tmp_path: Path) -> None:
     directory = tmp_path / "sweep"
     done = sweep(str(recipe_file), "--over", "adapter.target_modules=all-linear,[no_such_layer]",

@@ -122,6 +122,7 @@ def test_a_stopped_rank_ends_the_job_with_where_each_stands(rank, job, tmp_path)
     assert "communicating (gradients), step 4" in lines[2]
 
 
+@pytest.mark.long
 def test_a_slow_rank_is_left_alone_and_the_others_wait_for_it(make_recipe, tmp_path):
     recipe = make_recipe(training={"steps": 2, "micro_batch_size": 1, "eval_every": 2,
                                    "checkpoint_every": 2})
