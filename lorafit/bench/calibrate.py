@@ -57,8 +57,6 @@ def calibrate(key: Key, watch: Callable[[str], None] = lambda text: None) -> Cal
             full = replace(workload, adapter=Adapter(method="full"))
             if case.shape.layers <= 4 and case.request.length <= 128:
                 measured.append(_measure(full))
-                dora = workload.adapter.model_copy(update={"dora": True})
-                measured.append(_measure(replace(workload, adapter=dora)))
     found = fit(key.device, measured)
     keep(key, found)
     return found

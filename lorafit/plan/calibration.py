@@ -24,7 +24,7 @@ from lorafit.plan.machine import Machine
 from lorafit.plan.work import Work
 
 UNITS = tuple(field.name for field in fields(Work))
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Trained:
     low_rank_parameters: those of them that grow with the rank. whole_parameters: of modules that
     are trained in full (modules_to_save, biases, full). lowest_layer: the lowest decoder layer
     that is trained, below which nothing is computed backwards; 0 where anything outside of layers
-    is trained. is_normed: whether each adapted weight is divided by its norm anew (DoRA).
+    is trained.
     """
 
     method: str
@@ -40,7 +40,6 @@ class Trained:
     low_rank_parameters: int
     whole_parameters: int
     lowest_layer: int
-    is_normed: bool = False
 
     @property
     def is_counted(self) -> bool:
@@ -71,8 +70,7 @@ def trained_of(shapes: Shapes, section: Adapter) -> Trained:
         low_rank = sum(low_rank_cost(shapes.stack, section, weight) for weight in chosen)
     whole = saved + _biases(shapes, section, chosen)
     magnitudes = sum(weight.shape[-2] for weight in chosen) if section.dora else 0
-    return Trained(section.method, low_rank + magnitudes + whole, adapted, low_rank, whole, lowest,
-                   section.dora)
+    return Trained(section.method, low_rank + magnitudes + whole, adapted, low_rank, whole, lowest)
 
 
 def _copies(weight: Weight, section: Adapter) -> int:

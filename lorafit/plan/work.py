@@ -37,16 +37,13 @@ class Rows:
 @dataclass(frozen=True)
 class Work:
     """Of one step. flops: of matrix products. numbers: that go in and out of them, a measure for
-    all that is computed number by number. calls: of decoder layers, and of their experts.
-    stored_numbers: weights that are unpacked from a quantised form. normed_numbers: weights whose
-    norm DoRA takes in each pass, with the update added, computing as plain layers do. updated:
-    parameters of the optimizer."""
+    all that is computed number by number. calls: of decoder layers. stored_numbers: weights that
+    are unpacked from a quantised form. updated: parameters of the optimizer."""
 
     flops: float
     numbers: float
     calls: float
     stored_numbers: float
-    normed_numbers: float
     updated: float
 
 
@@ -56,7 +53,7 @@ def work_of(shapes: Shapes, trained: Trained, rows: Rows, *, recomputation: str 
     adapted = {weight.label: rank for weight, rank in trained.adapted}
     # As in an evaluation: all lies below the lowest layer that is trained.
     is_forward = trained.lowest_layer >= shapes.sizes.layers
-    flops = numbers = stored = normed = 0.0
+    flops = numbers = stored = 0.0
     for weight in shapes.weights:
         if weight.part == "embeddings":
             continue
@@ -81,19 +78,15 @@ def work_of(shapes: Shapes, trained: Trained, rows: Rows, *, recomputation: str 
         elif rank:
             flops += tokens * rank * (out + into) * ((2 if is_below else 6) + again)
         numbers += tokens * (out + into) * (passes + again) / 4
-        if trained.is_normed and rank:
-            normed += math.prod(weight.shape) * rows.micro_batches
         if quantised and weight.part in LINEAR:
             stored += math.prod(weight.shape) * rows.micro_batches * (passes + again) / 2
     sizes = shapes.sizes
     below = trained.lowest_layer / max(1, sizes.layers)
     passes_attention = (1 - below) * (_ATTENTION_PASSES + (recomputation == "full")) + below
     flops += sizes.layers * rows.squares * 2 * sizes.heads * sizes.head_dim * passes_attention
-    # An expert is called by itself, as a layer is.
-    each = 1 + (sizes.experts if any(w.part == "experts" for w in shapes.weights) else 0)
-    calls = sizes.layers * each * rows.micro_batches * (
+    calls = sizes.layers * rows.micro_batches * (
         below + (1 - below) * (2 + (recomputation == "full")))
-    return Work(flops, numbers, calls, stored, normed, trained.parameters or 0.0)
+    return Work(flops, numbers, calls, stored, trained.parameters or 0.0)
 
 
 def full_fine_tuning(shapes: Shapes) -> Trained:

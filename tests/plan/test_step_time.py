@@ -20,8 +20,7 @@ from lorafit.run_dir import RunDir, read_jsonl
 TINY = shapes_of(Model(base="tiny"))
 LORA = trained_of(TINY, Adapter())
 ROWS = Rows(1000, 400, 50_000, 2)
-UNITS = {"flops": 1e-9, "numbers": 0.0, "calls": 0.0, "stored_numbers": 0.0,
-         "normed_numbers": 0.0, "updated": 0.0}
+UNITS = {"flops": 1e-9, "numbers": 0.0, "calls": 0.0, "stored_numbers": 0.0, "updated": 0.0}
 
 
 @pytest.mark.parametrize("batching", ["padded", "padding_free", "packed"])
