@@ -117,7 +117,7 @@ def _data(found: Plan) -> None:
     tokens = found.tokens
     batch = found.recipe.training.batch_size
     _line("steps", f"{tokens.steps:,} of {batch} sequences, {tokens.epochs:.3g} epoch"
-          f"{"" if tokens.epochs == 1 else "s"}: "
+          f"{'' if tokens.epochs == 1 else 's'}: "
           f"{tokens.tokens_a_step:,.0f} tokens a step, {tokens.supervised_a_step:,.0f} supervised")
 
 
