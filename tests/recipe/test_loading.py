@@ -91,7 +91,7 @@ def test_a_key_at_the_top_is_sent_to_its_section(write: Write) -> None:
 
 def test_a_key_like_no_other_lists_what_there_is(write: Write) -> None:
     [problem] = problems(write(MINIMAL.replace("dir: run", "dir: run, zzz: 1")))
-    assert problem == "r.yaml:3: unknown key output.zzz\n    keys here: dir"
+    assert problem == "r.yaml:3: unknown key output.zzz\n    keys here: dir, trackers, project"
 
 
 def test_an_unknown_key_inside_a_source_or_the_columns_is_named(write: Write) -> None:
