@@ -48,8 +48,8 @@ at the start of such training. What regret is and what the words mean: [regret.m
 }
 
 _MACHINE = """
-Seen on 25 November 2026 with torch 2.13 on 2 cores of an Intel Xeon, one thread a run, shared with
-other work: seconds a step are not for quoting.
+Seen on 25 November 2026 with torch 2.13 on 2 cores of an Intel Xeon that did nothing else, two
+threads a run.
 """
 
 
