@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorafit import __version__
 from lorafit.plan.step_time import SHEETS
+from lorafit.processor import processor_name
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
 
@@ -89,7 +90,7 @@ class MatrixRate:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Machine, threads and versions."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     versions = {"lorafit": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -98,12 +99,3 @@ def describe(device: torch.device) -> dict[str, Any]:
             continue
     return {"device": str(device), "name": name, "system": platform.platform(),
             "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines
-                 if line.startswith("model name")), platform.machine())

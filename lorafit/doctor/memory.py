@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lorafit.doctor.finding import Finding, Section, size
+from lorafit.processor import processor_name
 
 _FEW_FILES = 1024
 _GROUP = Path("/sys/fs/cgroup")
@@ -111,16 +112,7 @@ def _limits(section: Section) -> Iterator[Finding]:
 def _cores(section: Section) -> Finding:
     cores, there = usable_cores(), os.cpu_count() or 1
     load = os.getloadavg()[0]
-    text = f"{cores:g} of {there} usable, load {load:.1f}, {_processor()}"
+    text = f"{cores:g} of {there} usable, load {load:.1f}, {processor_name()}"
     if load > 1.5 * there:
         return section.warning("cores", text, "other programs use them; training waits")
     return section.ok("cores", text)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return os.uname().machine
-    return next((line.partition(":")[2].strip() for line in lines
-                 if line.startswith("model name")), os.uname().machine)

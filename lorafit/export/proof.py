@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,6 +27,7 @@ from lorafit.model.adapters.files import CONFIG, WEIGHTS
 from lorafit.model.base import is_hub_id
 from lorafit.model.device import find_device
 from lorafit.model.trained import AdapterSource
+from lorafit.processor import processor_name
 from lorafit.recipe.schema import Model
 from lorafit.run_dir import sha256, write_json
 
@@ -200,15 +201,6 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """What kind of machine this is; not which one."""
     device, facts = find_device()
-    return {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(),
+    return {"system": f"{platform.system()} {platform.machine()}", "processor": processor_name(),
             "cpus": os.cpu_count(), "device": str(device.type) if device.type == "cpu"
             else facts.name}
-
-
-def _processor() -> str:
-    try:
-        lines: Sequence[str] = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines
-                 if line.startswith("model name")), platform.machine())

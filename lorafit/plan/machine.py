@@ -2,13 +2,13 @@
 
 import importlib.util
 import os
-import platform
 import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorafit.errors import UserError
+from lorafit.processor import processor_name
 from lorafit.recipe.auto import Device
 
 GIB = 2**30
@@ -109,16 +109,6 @@ def _main_memory_bytes() -> int:
     except (OSError, ValueError):
         return total
     return min(total, limit)
-
-
-def processor_name() -> str:
-    """What a CPU calls itself, where Linux lists it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines
-                 if line.startswith("model name")), platform.processor() or platform.machine())
 
 
 def usable_threads() -> int:

@@ -15,10 +15,9 @@ from lorafit.plan.machine import Machine
 from lorafit.plan.remarks import Remark, Run, remarks_on
 from lorafit.plan.shapes import Shapes, shapes_of
 from lorafit.plan.step_time import Course, Time, evaluations, predict_time
-from lorafit.plan.steps import Steps, draw_steps
+from lorafit.plan.steps import Steps, draw_steps, evaluation_rows
 from lorafit.plan.tokenizer import fast_tokenizer
 from lorafit.plan.trained import Trained, trained_of
-from lorafit.plan.work import Rows
 from lorafit.recipe import auto
 from lorafit.recipe.auto import Decision
 from lorafit.recipe.schema import Recipe
@@ -57,9 +56,6 @@ class Plan:
     memory: Fitting | None
     time: Time | None
     remarks: tuple[Remark, ...]
-
-    def decided(self, key: str) -> Any:
-        return next(decision.value for decision in self.decisions if decision.key == key)
 
 
 def plan(recipe: Recipe, machine: Machine, *,
@@ -120,7 +116,8 @@ def time_of(recipe: Recipe, shapes: Shapes, trained: Trained, machine: Machine,
     """Of the run, by what was measured of the device or is on its data sheet."""
     every = auto.eval_every(recipe.training.eval_every, tokens.steps).value
     course = Course(tokens.steps, evaluations(tokens.steps, every),
-                    None if held_out is None else _all_of(held_out))
+                    None if held_out is None else evaluation_rows(
+                        held_out.lengths, held_out.rows, held_out.supervised_tokens))
     quantised = recipe.model.quantization != "none"
     calibration = kept(Key.of(machine, chosen["model.dtype"], recipe.model.quantization)) \
         if machine.is_here else None
@@ -150,13 +147,6 @@ def _fits_unquantised(memory: Fitting | None) -> bool | None:
         return None
     return any(other.fits for other in memory.alternatives
                if other.name in ("bfloat16", "float16"))
-
-
-def _all_of(held_out: Amount) -> Rows:
-    """What an evaluation computes."""
-    mean_square = float((held_out.lengths.astype(float) ** 2).mean())
-    return Rows(held_out.tokens, held_out.supervised_tokens, held_out.rows * mean_square,
-                -(-held_out.rows // 32))
 
 
 def decide(recipe: Recipe, shapes: Shapes, machine: Machine,

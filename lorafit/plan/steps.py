@@ -9,6 +9,7 @@ from lorafit.data.packing import Layout, MicroBatch, split_rows
 from lorafit.plan.work import Rows
 
 _STEPS = 64  # that are drawn
+_ROWS_AT_ONCE = 32  # about as many as an evaluation computes
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,14 @@ def draw_steps(amount: Amount, batch_size: int, layout: Layout, seed: int = 0) -
                       sum(_squares(part, lengths, layout) for part in parts), len(parts)))
     tokens, with_loss, squares, count = np.mean(found, axis=0).tolist()
     return Steps(Rows(tokens, with_loss, squares, count), *largest)
+
+
+def evaluation_rows(lengths: np.ndarray, rows: int, supervised_tokens: int) -> Rows:
+    """What an evaluation of `rows` rows computes, of which those that were looked at are `lengths`
+    tokens long."""
+    mean = float(lengths.mean())
+    mean_square = float((lengths.astype(np.float64) ** 2).mean())
+    return Rows(rows * mean, supervised_tokens, rows * mean_square, -(-rows // _ROWS_AT_ONCE))
 
 
 def _squares(part: MicroBatch, lengths: np.ndarray, layout: Layout) -> float:

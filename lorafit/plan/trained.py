@@ -41,10 +41,6 @@ class Trained:
     whole_parameters: int
     lowest_layer: int
 
-    @property
-    def is_counted(self) -> bool:
-        return self.parameters is not None
-
 
 def trained_of(shapes: Shapes, section: Adapter) -> Trained:
     """Count what an adapter section trains. UserError when its words match nothing of the model."""

@@ -15,7 +15,7 @@ from lorafit.plan.machine import this_machine
 from lorafit.plan.memory import libraries_bytes, predict_memory
 from lorafit.plan.shapes import shapes_of
 from lorafit.plan.step_time import Course, evaluations, predict_time
-from lorafit.plan.steps import draw_steps
+from lorafit.plan.steps import draw_steps, evaluation_rows
 from lorafit.plan.trained import trained_of
 from lorafit.plan.work import Rows
 from lorafit.recipe.auto import Decision
@@ -60,7 +60,10 @@ def predict(recipe: Recipe, prepared: Prepared, strategy: Strategy, layout: Layo
     key = Key.of(this_machine(), load.dtype, recipe.model.quantization)
     if not recipe.data.streaming and (rates := kept(key)) is not None:
         plan = prepared.plan
-        course = Course(plan.total_steps, evaluations(plan.total_steps, plan.eval_every), None)
+        held_out = prepared.held_out
+        course = Course(plan.total_steps, evaluations(plan.total_steps, plan.eval_every),
+                        None if held_out is None else evaluation_rows(
+                            held_out.lengths, len(held_out), held_out.report.supervised_tokens))
         time = predict_time(shapes, trained, _rows(recipe, prepared, layout), course,
                             recomputation=load.recomputation,
                             quantised=recipe.model.quantization != "none",
